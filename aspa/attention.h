@@ -1,0 +1,121 @@
+// The ASPA layer: shared heads that always run over a window, and routed heads that a token enters
+// only where its gates send it. Symbols and formulas: docs/aspa.md.
+//   y_t = W_O^shared·concat(shared heads) + Σ_{h ∈ sel^Q(t)} r_{t,h}·W_O^h·o_{t,h}
+// Parameters: "qkv.weight" [3·Hs·D, C], "out.weight" [C, Hs·D], "shared_gate.weight" [Hs, C],
+// "routed.q", "routed.k", "routed.v" [Hr, C, D], "routed.o" [Hr, D, C], "sink" [Hr], "mu" [C] and
+// the router's ("router.U", …). Absent heads and options have no parameters.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "aspa/config.h"
+#include "aspa/routing.h"
+#include "aspa/selection.h"
+#include "aspa/telemetry.h"
+#include "nn/attention.h"
+#include "tensor/ops/attention.h"
+
+namespace proteus {
+
+/// Handles to the layer's parameters, undefined where it has none. For the reference and for
+/// surgery.
+struct AspaWeights {
+  Variable qkv, out, shared_gate;
+  Variable q, k, v, o, sink;
+  Variable mu;
+};
+
+/// How many heads each token enters in a role: i32 [N], from 0 (it skips the routed heads) to k,
+/// out of its x̃ [N, R]. Must look at every token alone.
+using TokenKeep = std::function<Tensor(Role role, const Tensor& projected, std::int64_t k)>;
+
+class AspaAttention : public Attention {
+ public:
+  /// `generator` draws dropout masks and must outlive the layer; `init` draws the weights. Throws
+  /// ConfigError.
+  AspaAttention(const AspaConfig& config, double output_std, Generator& init, Generator& generator);
+
+  /// In training mode it also sums what after_step() needs; a recomputation by checkpoint() does
+  /// not, and reuses the selection.
+  Variable forward(const Variable& x) override;
+  /// Counts the (query, key) pairs that are visited; streams of routed heads are taken to hold
+  /// T·k/Hr entries, spread evenly.
+  double attention_flops_per_token(std::int64_t T) const override;
+  double total_flops_per_token(std::int64_t T) const override;
+  /// Shared heads and router whole, of the routed heads k.
+  std::int64_t active_parameter_count() const override;
+  /// Moves prototypes and thresholds by what all forward passes in training mode since the last
+  /// call have seen. Does nothing if there were none.
+  void after_step() override;
+
+  const AspaConfig& config() const { return config_; }
+  double alpha() const { return config_.alpha; }
+  /// At any time between two forward passes; throws ConfigError outside [0, 1].
+  void set_alpha(double alpha);
+  /// Routed heads that a token enters at this alpha.
+  std::int64_t k() const;
+  /// Throws ConfigError if the layer has no routed heads.
+  Router& router();
+  const Router& router() const;
+  const AspaWeights& weights() const { return weights_; }
+  const AspaTelemetry& telemetry() const { return telemetry_; }
+
+  /// The heads that the tokens of x enter, without running them.
+  Selection select(const Variable& x);
+  /// Uses this selection instead of the router's until it is reset with nullopt.
+  void force_selection(std::optional<Selection> selection);
+  /// Lets some tokens skip routed heads (where alpha > 0); nullptr: all tokens enter k.
+  void set_token_keep(TokenKeep keep);
+  /// Between begin_probe() and end_probe() the last selection is kept; end_probe() compares it with
+  /// that of the previous probe (churn). A probe is run in evaluation mode on a fixed batch.
+  void begin_probe();
+  void end_probe();
+
+ private:
+  struct Routed {
+    Selection selection;
+    RoutedRows rows;
+    Variable query;  // x̃ of both roles, undefined where gates are off
+    Variable key;
+  };
+
+  void make_shared(double output_std, Generator& init);
+  void make_routed(double output_std, Generator& init);
+  Variable shared_forward(const Variable& x, const Variable& x_key);
+  Variable routed_forward(const Variable& x, const Variable& x_key);
+  Routed route(const Variable& x, const Variable& x_key);
+  Variable routed_values(const Variable& x, const Variable& x_key, const RoutedRows& rows,
+                         const Variable& key_bias);
+  AttentionOptions attention_options();
+  Variable blended_gate(const Variable& z) const;
+  void collect(const Routed& routed, const Tensor& query_share, const Tensor& key_share);
+  void collect_role(Role role, const Variable& projected, const PackedRows& rows,
+                    const Tensor& share);
+  std::int64_t rotated_width() const;
+  const Tensor& visible_entries(std::int64_t T);
+
+  AspaConfig config_;
+  Generator& generator_;
+  AspaWeights weights_;
+  Router* router_ = nullptr;
+
+  // Sums since the last after_step().
+  std::array<std::vector<std::int64_t>, kRoles> counts_;
+  std::int64_t tokens_ = 0;
+  GateUpdate update_;
+
+  TokenKeep keep_;
+  std::optional<Selection> forced_;
+  bool probing_ = false;
+  std::optional<Selection> probe_;
+  std::optional<Selection> last_probe_;
+  AspaTelemetry telemetry_;
+  Tensor visible_;  // [T + 1] of visible_entries, for visible_alpha_
+  double visible_alpha_ = -1;
+};
+
+}  // namespace proteus

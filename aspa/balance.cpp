@@ -1,0 +1,87 @@
+#include "aspa/balance.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "tensor/error.h"
+
+namespace proteus {
+namespace {
+
+double sign(double x) { return x > 0 ? 1.0 : x < 0 ? -1.0 : 0.0; }
+
+void move(const Tensor& theta, const std::vector<double>& load, double target, double u) {
+  dispatch_float(theta.dtype(), "update_thresholds", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    T* at = theta.data<T>();
+    for (std::size_t h = 0; h < load.size(); ++h) {
+      at[h] = T(static_cast<double>(at[h]) + u * sign(load[h] - target));
+    }
+  });
+  theta.bump_version();
+}
+
+}  // namespace
+
+void update_thresholds(const BalanceConfig& config, double target, std::int64_t step,
+                       const RoleLoads& loads, const Tensor& theta_q, const Tensor& theta_k) {
+  if (!config.enabled || loads.query.empty()) return;
+  const double u = config.u * std::pow(config.decay, static_cast<double>(step));
+  if (!config.shared_theta) {
+    move(theta_q, loads.query, target, u);
+    move(theta_k, loads.key, target, u);
+    return;
+  }
+  std::vector<double> mean(loads.query.size());
+  for (std::size_t h = 0; h < mean.size(); ++h) mean[h] = (loads.query[h] + loads.key[h]) / 2;
+  move(theta_q, mean, target, u);
+  move(theta_k, mean, target, u);
+}
+
+RoleTelemetry describe_load(std::vector<double> load) {
+  RoleTelemetry out;
+  double sum = 0;
+  double top = 0;
+  for (const double l : load) {
+    sum += l;
+    top = std::max(top, l);
+  }
+  const auto n = static_cast<double>(load.size());
+  if (sum > 0) {
+    out.max_vio = top * n / sum - 1;
+    for (const double l : load) {
+      if (l > 0) out.entropy -= l / sum * std::log(l / sum);
+    }
+    out.entropy = load.size() > 1 ? out.entropy / std::log(n) : 1.0;
+  }
+  out.load = std::move(load);
+  return out;
+}
+
+double churn(const Tensor& before, const Tensor& after) {
+  if (before.rank() != 2 || after.rank() != 2 || before.size(0) != after.size(0)) {
+    throw ShapeError(
+        fmt::format("churn(before, after): after: expected [{}, k] (the tokens of before), got {}",
+                    before.rank() == 2 ? before.size(0) : 0, to_string(after.shape())));
+  }
+  const std::int64_t old_k = before.size(1);
+  const std::int64_t new_k = after.size(1);
+  const auto* old_heads = before.data<std::int32_t>();
+  const auto* new_heads = after.data<std::int32_t>();
+  std::int64_t choices = 0;
+  std::int64_t changed = 0;
+  for (std::int64_t n = 0; n < after.size(0); ++n) {
+    const auto* from = old_heads + n * old_k;
+    for (std::int64_t j = 0; j < new_k; ++j) {
+      const std::int32_t head = new_heads[n * new_k + j];
+      if (head < 0) continue;
+      ++choices;
+      if (std::find(from, from + old_k, head) == from + old_k) ++changed;
+    }
+  }
+  return choices ? static_cast<double>(changed) / static_cast<double>(choices) : 0.0;
+}
+
+}  // namespace proteus

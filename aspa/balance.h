@@ -1,0 +1,34 @@
+// Keeping the load of the routed heads even without an auxiliary loss (the bias of Wang et al.,
+// arXiv:2408.15664): a threshold θ_h per head and role is subtracted from z before the selection,
+// and from nothing else.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "aspa/config.h"
+#include "aspa/telemetry.h"
+#include "tensor/tensor.h"
+
+namespace proteus {
+
+/// Loads of one optimizer step, as shares of its tokens; [Hr] each.
+struct RoleLoads {
+  std::vector<double> query;
+  std::vector<double> key;
+};
+
+/// The rule: θ_h ← θ_h + u·decay^step·sign(load_h − target), in place, per role; with shared_theta
+/// both roles move by the mean of their loads. `target` is k/Hr, `step` counts earlier updates.
+/// theta_q and theta_k are [Hr], f32 or f64.
+void update_thresholds(const BalanceConfig& config, double target, std::int64_t step,
+                       const RoleLoads& loads, const Tensor& theta_q, const Tensor& theta_k);
+
+/// MaxVio and entropy of a load [Hr].
+RoleTelemetry describe_load(std::vector<double> load);
+
+/// Share of the choices in `after` that are not in `before`; both i32 [N, k] (k may differ), −1 for
+/// none. 0 when there are no choices.
+double churn(const Tensor& before, const Tensor& after);
+
+}  // namespace proteus

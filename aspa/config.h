@@ -1,0 +1,68 @@
+// What an ASPA layer is made of and how it is trained. Symbols as in docs/aspa.md.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "tensor/dtype.h"
+
+namespace proteus {
+
+/// Which part of a routed head's width is rotated. Half leaves dimensions that match content at any
+/// distance.
+enum class RopeSpan : std::uint8_t { none, half, full };
+
+/// How the selection thresholds θ move after an optimizer step (aspa/balance.h).
+struct BalanceConfig {
+  bool enabled = true;
+  double u = 0.01;  ///< step of θ
+  /// u is multiplied by decay^(updates so far); 1 keeps it.
+  double decay = 1;
+  /// One θ for both roles, moved by the mean of their loads.
+  bool shared_theta = false;
+};
+
+/// How prototypes follow the tokens (aspa/prototypes.h).
+struct PrototypeConfig {
+  bool enabled = true;
+  double ema = 0.99;              ///< weight of the past in N and P
+  double dead_share = 0.1;        ///< a gate is starving while N < dead_share · mean N
+  std::int64_t dead_steps = 200;  ///< steps of starving after which it is dead
+  /// Dead gates are pruned and come back as a clone of the busiest gate.
+  bool revive = true;
+  double clone_noise = 0.01;  ///< std of the noise on w of a revived gate, relative to |w|
+};
+
+struct AspaConfig {
+  std::int64_t width = 0;           ///< C
+  std::int64_t head_width = 64;     ///< D
+  std::int64_t shared_heads = 2;    ///< Hs
+  std::int64_t shared_window = 64;  ///< w: raw time that a shared head sees at α = 1
+  std::int64_t anchors = 4;         ///< A: first tokens (entries) that stay visible
+  std::int64_t routed_heads = 16;   ///< Hr
+  std::int64_t k = 2;               ///< routed heads that a token enters at α = 1, per role
+  std::int64_t window = 128;        ///< W: entries of a packed stream that a query sees at α = 1
+  std::int64_t gates_per_head = 4;
+  std::int64_t routing_width = 64;  ///< R
+  double alpha = 1;                 ///< from dense (0) to linear (1)
+  double lambda = 5;                ///< initial weight of the prototypes
+  bool frozen_router = false;       ///< U, w, λ stay as drawn
+  bool key_shift = true;            ///< keys read x_t + μ ⊙ x_{t−1}
+  bool shared_gate = true;          ///< shared heads are multiplied by 2σ(W_sg x)
+  bool sink = true;                 ///< routed heads have the term α·exp(a_h)
+  bool query_gate = true;           ///< routed outputs are multiplied by (1−α) + α·2σ(z^Q)
+  bool key_bias = true;             ///< routed keys carry α·log σ(z^K)
+  RopeSpan routed_rope = RopeSpan::half;
+  BalanceConfig balance;
+  PrototypeConfig prototypes;
+  double dropout = 0;        ///< of the attention weights
+  DType dtype = DType::f32;  ///< of activations and weights; the router is f32 (f64 with f64)
+  std::uint64_t seed = 1;    ///< of the router's initial draw and of revived gates
+
+  std::int64_t heads() const { return shared_heads + routed_heads; }
+  std::int64_t gates() const { return routed_heads * gates_per_head; }
+  /// Throws ConfigError naming the option, the value and what is allowed.
+  void validate() const;
+};
+
+}  // namespace proteus

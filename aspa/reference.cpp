@@ -1,0 +1,279 @@
+#include "aspa/reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <numeric>
+
+#include "aspa/slider.h"
+#include "autograd/elementwise.h"
+#include "autograd/gemm.h"
+#include "autograd/view.h"
+
+namespace proteus {
+namespace {
+
+constexpr double kBase = 10000;
+
+Variable constant(const std::vector<double>& values, const Shape& shape, DType dtype) {
+  return Variable(Tensor::from(values, shape, dtype));
+}
+
+Variable ones(const Shape& shape, DType dtype) { return Variable(Tensor::full(shape, 1, dtype)); }
+
+// x_t + mu ⊙ x_{t−1} by moving the sequence along by one.
+Variable shifted(const Variable& x, const Variable& mu) {
+  const std::int64_t T = x.size(1);
+  const Variable start(Tensor::zeros({x.size(0), 1, x.size(2)}, x.dtype()));
+  const Variable before = T > 1 ? concat({start, slice(x, 1, 0, T - 1)}, 1) : start;
+  return add(x, mul(before, mu));
+}
+
+// Rotary positions of the first `width` of D as x ⊙ cos + (x·Q) ⊙ sin, Q the quarter turn of every
+// pair (2i, 2i + 1); x [B, H, T, D].
+Variable rotated(const Variable& x, std::int64_t width) {
+  if (width == 0) return x;
+  const std::int64_t T = x.size(2);
+  const std::int64_t D = x.size(3);
+  std::vector<double> cosine(static_cast<std::size_t>(T * D), 1.0);
+  std::vector<double> sine(static_cast<std::size_t>(T * D), 0.0);
+  std::vector<double> turn(static_cast<std::size_t>(D * D), 0.0);
+  for (std::int64_t d = 0; d < width; ++d) {
+    const double exponent = static_cast<double>(d / 2 * 2) / static_cast<double>(width);
+    for (std::int64_t t = 0; t < T; ++t) {
+      const double angle = static_cast<double>(t) * std::pow(kBase, -exponent);
+      cosine[static_cast<std::size_t>(t * D + d)] = std::cos(angle);
+      sine[static_cast<std::size_t>(t * D + d)] = std::sin(angle);
+    }
+    turn[static_cast<std::size_t>((d ^ 1) * D + d)] = d % 2 == 0 ? -1.0 : 1.0;
+  }
+  const Variable quarter = matmul(x, constant(turn, {D, D}, x.dtype()));
+  return add(mul(x, constant(cosine, {T, D}, x.dtype())),
+             mul(quarter, constant(sine, {T, D}, x.dtype())));
+}
+
+// softmax over the allowed keys with `sink` [.., 1] added to the denominator, times v. All are
+// [B, H, T, ·], bias [B, H, 1, T]; undefined bias and sink are zero. A query without keys gets 0.
+Variable masked_attention(const Variable& q, const Variable& k, const Variable& v,
+                          const std::vector<double>& allowed, const Variable& bias,
+                          const Variable& sink) {
+  const Shape pairs{q.size(0), q.size(1), q.size(2), k.size(2)};
+  const DType dtype = q.dtype();
+  Variable logits = scale(matmul(q, k, false, true), 1 / std::sqrt(static_cast<double>(q.size(3))));
+  if (bias.defined()) logits = add(logits, bias);
+  const Variable weights = mul(exp(logits), constant(allowed, pairs, dtype));
+  Variable total = matmul(weights, ones({k.size(2), 1}, dtype));
+  if (sink.defined()) {
+    total = add(total, sink);
+  } else {
+    std::vector<double> empty;
+    for (auto row = allowed.begin(); row != allowed.end(); row += pairs[-1]) {
+      empty.push_back(std::accumulate(row, row + pairs[-1], 0.0) == 0 ? 1.0 : 0.0);
+    }
+    total = add(total, constant(empty, {pairs[0], pairs[1], pairs[2], 1}, dtype));
+  }
+  return div(matmul(weights, v), total);
+}
+
+class Reference {
+ public:
+  Reference(const AspaAttention& layer, const Variable& x)
+      : layer_(layer),
+        config_(layer.config()),
+        weights_(layer.weights()),
+        x_(x),
+        x_key_(weights_.mu.defined() ? shifted(x, weights_.mu) : x),
+        B_(x.size(0)),
+        T_(x.size(1)) {}
+
+  ReferenceRouting routing() const {
+    ReferenceRouting out{gate_logits(x_), gate_logits(x_key_), {}};
+    out.selection = {select(out.query, Role::query), select(out.key, Role::key)};
+    return out;
+  }
+
+  Variable forward(const Selection& selection) const {
+    Variable y;
+    if (config_.shared_heads > 0) y = shared();
+    if (config_.routed_heads > 0) {
+      const Variable sum = routed(selection);
+      y = y.defined() ? add(y, sum) : sum;
+    }
+    return y;
+  }
+
+ private:
+  // [B, T, H·D] → [B, H, T, D].
+  Variable split(const Variable& u, std::int64_t H) const {
+    return transpose(reshape(u, {B_, T_, H, config_.head_width}), 1, 2);
+  }
+
+  Variable shared() const {
+    const std::int64_t H = config_.shared_heads;
+    const std::int64_t HD = H * config_.head_width;
+    const auto part = [&](int i, const Variable& in) {
+      return split(linear(in, slice(weights_.qkv, 0, i * HD, (i + 1) * HD)), H);
+    };
+    std::vector<double> allowed;
+    for (std::int64_t bh = 0; bh < B_ * H; ++bh) {
+      for (std::int64_t t = 0; t < T_; ++t) {
+        const std::int64_t window = slider::window(config_.alpha, config_.shared_window, t + 1);
+        for (std::int64_t j = 0; j < T_; ++j) {
+          allowed.push_back(j <= t && (t - j < window || j < config_.anchors) ? 1.0 : 0.0);
+        }
+      }
+    }
+    const std::int64_t D = config_.head_width;
+    Variable o = masked_attention(rotated(part(0, x_), D), rotated(part(1, x_key_), D), part(2, x_),
+                                  allowed, {}, {});
+    o = transpose(o, 1, 2);  // [B, T, H, D]
+    if (weights_.shared_gate.defined()) {
+      const Variable gate = blend(linear(x_, weights_.shared_gate));
+      o = mul(o, reshape(gate, {B_, T_, H, 1}));
+    }
+    return linear(reshape(o, {B_, T_, HD}), weights_.out);
+  }
+
+  Variable blend(const Variable& z) const {
+    return shift(scale(sigmoid(z), 2 * config_.alpha), 1 - config_.alpha);
+  }
+
+  // z [B·T, Hr] = log Σ_g m_g exp(w_g·x̃ + λ cos(x̃, p_g)).
+  Variable gate_logits(const Variable& in) const {
+    const Router& router = layer_.router();
+    const GateState gates = router.gate_state();
+    const DType dtype = router.dtype();
+    const std::int64_t G = gates.w.size(0);
+    const std::int64_t R = gates.w.size(1);
+    const Variable projected = reshape(linear(in, router.direction()), {B_ * T_, R});
+    Variable scores = matmul(projected, router.gate_weight(), false, true);
+    if (config_.prototypes.enabled) {
+      const Variable norm = sqrt(matmul(mul(projected, projected), ones({R, 1}, dtype)));
+      const Variable cosine = matmul(div(projected, norm), Variable(gates.p), false, true);
+      scores = add(scores, mul(cosine, router.lambda()));
+    }
+    std::vector<double> mass(static_cast<std::size_t>(G * config_.routed_heads), 0.0);
+    const auto masses = gates.mass.to_vector();
+    const auto heads = gates.head_of_gate.to_vector();
+    for (std::size_t g = 0; g < masses.size(); ++g) {
+      mass[g * static_cast<std::size_t>(config_.routed_heads) +
+           static_cast<std::size_t>(heads[g])] = masses[g];
+    }
+    return log(matmul(exp(scores), constant(mass, {G, config_.routed_heads}, dtype)));
+  }
+
+  Tensor select(const Variable& z, Role role) const {
+    const auto values = z.value().to_vector();
+    const auto theta = layer_.router().theta(role).to_vector();
+    const std::int64_t Hr = config_.routed_heads;
+    const std::int64_t k = layer_.k();
+    std::vector<double> heads;
+    for (std::int64_t n = 0; n < B_ * T_; ++n) {
+      std::vector<std::int64_t> order(static_cast<std::size_t>(Hr));
+      std::iota(order.begin(), order.end(), 0);
+      const auto value = [&](std::int64_t h) {
+        return values[static_cast<std::size_t>(n * Hr + h)] - theta[static_cast<std::size_t>(h)];
+      };
+      std::stable_sort(order.begin(), order.end(),
+                       [&](std::int64_t a, std::int64_t b) { return value(a) > value(b); });
+      std::sort(order.begin(), order.begin() + k);
+      heads.insert(heads.end(), order.begin(), order.begin() + k);
+    }
+    return Tensor::from(heads, {B_ * T_, k}, DType::i32);
+  }
+
+  // [B, Hr, T] of 0 and 1.
+  std::vector<double> mask_of(const Tensor& heads) const {
+    std::vector<double> mask(static_cast<std::size_t>(B_ * config_.routed_heads * T_), 0.0);
+    const auto values = heads.to_vector();
+    const auto k = static_cast<std::size_t>(heads.size(1));
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (values[i] < 0) continue;
+      const auto n = static_cast<std::int64_t>(i / k);
+      const auto h = static_cast<std::int64_t>(values[i]);
+      mask[static_cast<std::size_t>((n / T_ * config_.routed_heads + h) * T_ + n % T_)] = 1;
+    }
+    return mask;
+  }
+
+  // The last W entries of the stream at or before t, and its first A.
+  std::vector<double> visible(const std::vector<double>& queries,
+                              const std::vector<double>& keys) const {
+    std::vector<double> allowed;
+    for (std::int64_t bh = 0; bh < B_ * config_.routed_heads; ++bh) {
+      const double* is_query = queries.data() + bh * T_;
+      const double* is_key = keys.data() + bh * T_;
+      for (std::int64_t t = 0; t < T_; ++t) {
+        const auto n = static_cast<std::int64_t>(std::accumulate(is_key, is_key + t + 1, 0.0));
+        const std::int64_t first = n - slider::window(config_.alpha, config_.window, n);
+        std::int64_t entry = 0;
+        for (std::int64_t j = 0; j < T_; ++j) {
+          const bool here = is_query[t] > 0 && is_key[j] > 0 && j <= t &&
+                            (entry >= first || entry < config_.anchors);
+          allowed.push_back(here ? 1.0 : 0.0);
+          if (is_key[j] > 0) ++entry;
+        }
+      }
+    }
+    return allowed;
+  }
+
+  Variable routed(const Selection& selection) const {
+    const std::int64_t Hr = config_.routed_heads;
+    const auto queries = mask_of(selection.query);
+    const auto keys = mask_of(selection.key);
+    const auto heads = [&](const Variable& in, const Variable& weight) {
+      return matmul(reshape(in, {B_, 1, T_, config_.width}), weight);  // [B, Hr, T, D]
+    };
+    const std::int64_t D = config_.head_width;
+    const std::int64_t width = config_.routed_rope == RopeSpan::none   ? 0
+                               : config_.routed_rope == RopeSpan::half ? D / 2
+                                                                       : D;
+    const bool gated = config_.alpha > 0;
+    Variable bias;
+    if (gated && config_.key_bias) {
+      bias = scale(log_sigmoid(by_head(gate_logits(x_key_))), config_.alpha);
+      bias = reshape(bias, {B_, Hr, 1, T_});
+    }
+    Variable sink;
+    if (gated && weights_.sink.defined()) {
+      sink = reshape(scale(exp(weights_.sink), config_.alpha), {1, Hr, 1, 1});
+    }
+    Variable o = masked_attention(rotated(heads(x_, weights_.q), width),
+                                  rotated(heads(x_key_, weights_.k), width), heads(x_, weights_.v),
+                                  visible(queries, keys), bias, sink);
+    if (gated && config_.query_gate)
+      o = mul(o, reshape(blend(by_head(gate_logits(x_))), {B_, Hr, T_, 1}));
+    o = mul(o, constant(queries, {B_, Hr, T_, 1}, x_.dtype()));
+    const Variable out = matmul(o, weights_.o);  // [B, Hr, T, C]
+    Variable sum = slice(out, 1, 0, 1);
+    for (std::int64_t h = 1; h < Hr; ++h) sum = add(sum, slice(out, 1, h, h + 1));
+    return reshape(sum, x_.shape());
+  }
+
+  // [B·T, Hr] → [B, Hr, T].
+  Variable by_head(const Variable& z) const {
+    return transpose(reshape(z, {B_, T_, config_.routed_heads}), 1, 2);
+  }
+
+  const AspaAttention& layer_;
+  const AspaConfig& config_;
+  const AspaWeights& weights_;
+  Variable x_;
+  Variable x_key_;
+  std::int64_t B_;
+  std::int64_t T_;
+};
+
+}  // namespace
+
+ReferenceRouting reference_routing(const AspaAttention& layer, const Variable& x) {
+  return Reference(layer, x).routing();
+}
+
+Variable reference_forward(const AspaAttention& layer, const Variable& x,
+                           const Selection& selection) {
+  return Reference(layer, x).forward(selection);
+}
+
+}  // namespace proteus

@@ -1,0 +1,23 @@
+// The ASPA layer once more, as plainly as the page states it: masked dense attention over every
+// head and token from the same parameters, composed of ordinary differentiable functions, B·H·T²
+// memory. It shares no kernel of routing, packing, rotation or attention with the layer; tests
+// compare the two, forwards and backwards. No dropout. Meant for f64 and small sizes.
+#pragma once
+
+#include "aspa/attention.h"
+
+namespace proteus {
+
+/// z [B·T, Hr] of both roles and what the layer must select from it (k largest z − θ).
+struct ReferenceRouting {
+  Variable query;
+  Variable key;
+  Selection selection;
+};
+ReferenceRouting reference_routing(const AspaAttention& layer, const Variable& x);
+
+/// The layer's output for a given selection; x [B, T, C].
+Variable reference_forward(const AspaAttention& layer, const Variable& x,
+                           const Selection& selection);
+
+}  // namespace proteus

@@ -1,0 +1,128 @@
+#include "aspa/routing.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "autograd/gemm.h"
+#include "autograd/view.h"
+#include "tensor/error.h"
+
+namespace proteus {
+namespace {
+
+Tensor unit_rows(const Tensor& t) {
+  const std::int64_t R = t.size(1);
+  auto values = t.to_vector();
+  for (std::size_t row = 0; row < values.size(); row += static_cast<std::size_t>(R)) {
+    double square = 0;
+    for (std::int64_t r = 0; r < R; ++r) {
+      const double v = values[row + static_cast<std::size_t>(r)];
+      square += v * v;
+    }
+    for (std::int64_t r = 0; r < R; ++r)
+      values[row + static_cast<std::size_t>(r)] /= std::sqrt(square);
+  }
+  return Tensor::from(values, t.shape(), t.dtype());
+}
+
+}  // namespace
+
+Router::Router(const AspaConfig& c, Generator& init)
+    : heads_(c.routed_heads), dtype_(c.dtype == DType::f64 ? DType::f64 : DType::f32) {
+  const std::int64_t G = c.gates();
+  const std::int64_t R = c.routing_width;
+  const double u_std = 1 / std::sqrt(3.0 * static_cast<double>(c.width));
+  const double w_std = 1 / std::sqrt(static_cast<double>(R));
+  U_ = add_parameter("U", Tensor::randn({R, c.width}, init.next(), dtype_, 0, u_std));
+  w_ = add_parameter("w", Tensor::randn({G, R}, init.next(), dtype_, 0, w_std));
+  p_ = unit_rows(Tensor::randn({G, R}, init.next(), dtype_));
+  if (c.prototypes.enabled) {
+    lambda_ = add_parameter("lambda", Tensor::scalar(c.lambda, dtype_), Decay::no);
+    add_buffer("p", p_);
+    N_ = add_buffer("N", Tensor::full({G}, 1, dtype_));
+    P_ = add_buffer("P", p_.clone());
+    starving_ = add_buffer("starving", Tensor::zeros({G}, DType::i32));
+  }
+  mass_ =
+      add_buffer("mass", Tensor::full({G}, 1.0 / static_cast<double>(c.gates_per_head), dtype_));
+  head_of_gate_ = add_buffer("head_of_gate", Tensor::zeros({G}, DType::i32));
+  auto* head = head_of_gate_.data<std::int32_t>();
+  for (std::int64_t g = 0; g < G; ++g) head[g] = static_cast<std::int32_t>(g / c.gates_per_head);
+  theta_q_ = add_buffer("theta_q", Tensor::zeros({heads_}, dtype_));
+  theta_k_ = add_buffer("theta_k", Tensor::zeros({heads_}, dtype_));
+  steps_ = add_buffer("steps", Tensor::zeros({1}, DType::i64));
+  if (c.frozen_router) {
+    for (const Variable& v : {U_, w_, lambda_}) {
+      if (v.defined()) v.set_requires_grad(false);
+    }
+  }
+  index_gates();
+}
+
+void Router::index_gates() const {
+  const std::int64_t G = head_of_gate_.numel();
+  const auto* head = head_of_gate_.data<std::int32_t>();
+  Tensor order = Tensor::empty({G}, DType::i32);
+  Tensor begin = Tensor::zeros({heads_ + 1}, DType::i32);
+  auto* first = begin.data<std::int32_t>();
+  for (std::int64_t g = 0; g < G; ++g) ++first[head[g] + 1];
+  most_gates_ = 1;
+  for (std::int64_t h = 0; h < heads_; ++h) {
+    most_gates_ = std::max<std::int64_t>(most_gates_, first[h + 1]);
+    if (first[h + 1] == 0) {
+      throw ConfigError(fmt::format("router: head {} has no gate; every routed head needs one", h));
+    }
+    first[h + 1] += first[h];
+  }
+  std::vector<std::int32_t> next(first, first + heads_);
+  for (std::int64_t g = 0; g < G; ++g) {
+    order.data<std::int32_t>()[next[static_cast<std::size_t>(head[g])]++] =
+        static_cast<std::int32_t>(g);
+  }
+  order_ = order;
+  head_begin_ = begin;
+  indexed_version_ = head_of_gate_.version();
+}
+
+ops::GateTensors Router::table() const {
+  if (head_of_gate_.version() != indexed_version_) index_gates();
+  const bool prototypes = lambda_.defined();
+  return {w_.value(),
+          prototypes ? p_ : Tensor(),
+          prototypes ? lambda_.value() : Tensor(),
+          mass_,
+          order_,
+          head_begin_,
+          most_gates_};
+}
+
+Variable Router::project(const Variable& x) const {
+  const Variable wide = x.dtype() == dtype_ ? x : cast(x, dtype_);
+  return reshape(linear(wide, U_), {x.size(0) * x.size(1), U_.size(0)});
+}
+
+Tensor Router::logits(const Tensor& projected) const {
+  return ops::gate_logits(projected, table());
+}
+
+RowLogitsVar Router::row_logits(const Variable& projected, const PackedRows& rows) const {
+  return gate_row_logits(projected, {w_, lambda_, table()}, rows);
+}
+
+ops::GateStatistics Router::statistics(const Tensor& projected, const PackedRows& rows,
+                                       const Tensor& share) const {
+  return ops::gate_statistics(projected, table(), rows, share);
+}
+
+GateState Router::gate_state() const {
+  return {w_.value(), p_, N_, P_, mass_, head_of_gate_, starving_};
+}
+
+void Router::count_step() const {
+  ++steps_.data<std::int64_t>()[0];
+  steps_.bump_version();
+}
+
+}  // namespace proteus

@@ -1,0 +1,67 @@
+// The router of one layer: maps tokens to routing space and scores them against the gate table. The
+// router sees gates only, never what is behind them. Formulas: tensor/ops/routing.h.
+#pragma once
+
+#include <vector>
+
+#include "aspa/config.h"
+#include "aspa/prototypes.h"
+#include "autograd/routing.h"
+#include "nn/module.h"
+#include "tensor/rng.h"
+
+namespace proteus {
+
+enum class Role : std::uint8_t { query, key };
+constexpr int kRoles = 2;
+
+/// Parameters "U" [R, C], "w" [G, R], "lambda" []; buffers "p" [G, R], "N" [G], "P" [G, R],
+/// "mass" [G], "head_of_gate" [G], "starving" [G], "theta_q" and "theta_k" [Hr], "steps" [].
+class Router : public Module {
+ public:
+  /// `init` draws U (std 1/√(3C), that of a plain linear layer), w (std 1/√R) and the first
+  /// prototypes (random directions).
+  Router(const AspaConfig& config, Generator& init);
+
+  /// f64 for a layer in f64, f32 otherwise.
+  DType dtype() const { return dtype_; }
+  /// x [B, T, C] → x̃ = U x, [B·T, R].
+  Variable project(const Variable& x) const;
+  /// z [N, Hr] of projected tokens, without gradient.
+  Tensor logits(const Tensor& projected) const;
+  /// z of the selected rows, with gradients to x̃, w and λ.
+  RowLogitsVar row_logits(const Variable& projected, const PackedRows& rows) const;
+  /// Σω and Σω·x̃ of selected rows.
+  ops::GateStatistics statistics(const Tensor& projected, const PackedRows& rows,
+                                 const Tensor& share) const;
+
+  /// θ of a role, [Hr].
+  const Tensor& theta(Role role) const { return role == Role::query ? theta_q_ : theta_k_; }
+  /// Handles to the gate table, for prototypes and surgery.
+  GateState gate_state() const;
+  /// Optimizer steps taken so far.
+  std::int64_t steps() const { return steps_.data<std::int64_t>()[0]; }
+  void count_step() const;
+  /// U [R, C], w [G, R] and λ [] (undefined without prototypes).
+  const Variable& direction() const { return U_; }
+  const Variable& gate_weight() const { return w_; }
+  const Variable& lambda() const { return lambda_; }
+
+ private:
+  /// The table as kernels read it. Throws ConfigError when a head has lost its last gate.
+  ops::GateTensors table() const;
+  void index_gates() const;
+
+  std::int64_t heads_;
+  DType dtype_;
+  Variable U_;
+  Variable w_;
+  Variable lambda_;  // undefined without prototypes
+  Tensor p_, N_, P_, mass_, head_of_gate_, starving_, theta_q_, theta_k_, steps_;
+  // Gates by head, derived from head_of_gate_ whenever that has changed (by surgery, by loading).
+  mutable Tensor order_, head_begin_;
+  mutable std::int64_t most_gates_ = 1;
+  mutable std::uint64_t indexed_version_ = 0;
+};
+
+}  // namespace proteus

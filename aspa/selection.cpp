@@ -1,0 +1,86 @@
+#include "aspa/selection.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "tensor/error.h"
+#include "tensor/ops/routing.h"
+
+namespace proteus {
+namespace {
+
+void check_role(const char* role, const Tensor& heads, std::int64_t tokens, std::int64_t Hr) {
+  const std::string where = fmt::format("selection: {}", role);
+  if (heads.rank() != 2 || heads.size(0) != tokens) {
+    throw ShapeError(fmt::format("{}: expected [{}, k] (= tokens), got {}", where, tokens,
+                                 to_string(heads.shape())));
+  }
+  if (heads.dtype() != DType::i32) throw_dtype(where, heads.dtype(), "i32");
+  const Tensor host = heads.to(kCpu).contiguous();
+  const auto* values = host.data<std::int32_t>();
+  const std::int64_t k = heads.size(1);
+  for (std::int64_t i = 0; i < heads.numel(); ++i) {
+    const std::int32_t head = values[i];
+    const bool first = i % k == 0;
+    const bool ascending = first || head < 0 || (values[i - 1] >= 0 && values[i - 1] < head);
+    if (head < -1 || head >= Hr || !ascending) {
+      throw ConfigError(
+          fmt::format("{}: token {}: expected ascending heads below {} and then -1, got {}{}",
+                      where, i / k, Hr, first ? "" : fmt::format("{}, ", values[i - 1]), head));
+    }
+  }
+}
+
+}  // namespace
+
+RoutedRows pack_selection(const Selection& selection, std::int64_t B, std::int64_t Hr,
+                          const Tensor& visible) {
+  RoutedRows out;
+  out.query = ops::pack_rows(selection.query, Hr, B);
+  out.key = ops::pack_rows(selection.key, Hr, B);
+  const ops::KeyRanges ranges = ops::key_ranges(out.query, out.key, visible);
+  out.lo = ranges.lo;
+  out.hi = ranges.hi;
+  return out;
+}
+
+Tensor row_positions(const PackedRows& rows) {
+  const std::int64_t T = rows.tokens() / std::max<std::int64_t>(1, rows.sequences());
+  Tensor out = Tensor::empty({rows.rows()}, DType::i32);
+  for (std::int64_t r = 0; r < rows.rows(); ++r) {
+    out.data<std::int32_t>()[r] = static_cast<std::int32_t>(rows.token.data<std::int32_t>()[r] % T);
+  }
+  return out;
+}
+
+void check_selection(const Selection& selection, std::int64_t tokens, std::int64_t Hr) {
+  check_role("query", selection.query, tokens, Hr);
+  check_role("key", selection.key, tokens, Hr);
+}
+
+AttentionPlan stream_plan(const RoutedRows& rows, std::int64_t anchors) {
+  const Tensor q_host = rows.query.offsets.to(kCpu);
+  const Tensor k_host = rows.key.offsets.to(kCpu);
+  const auto* q = q_host.data<std::int32_t>();
+  const auto* k = k_host.data<std::int32_t>();
+  const std::int64_t streams = q_host.numel() - 1;
+  Tensor segments = Tensor::zeros({streams, 8}, DType::i64);
+  auto* segment = static_cast<AttentionSegment*>(segments.raw());
+  for (std::int64_t s = 0; s < streams; ++s) {
+    segment[s] = {.q_row = q[s],
+                  .k_row = k[s],
+                  .slot = q[s],
+                  .range = q[s],
+                  .q_count = q[s + 1] - q[s],
+                  .k_count = k[s + 1] - k[s],
+                  .head = s / rows.query.sequences()};
+  }
+  return {.segments = segments.to(rows.lo.device()),
+          .lo = rows.lo,
+          .hi = rows.hi,
+          .slots = rows.query.rows(),
+          .anchors = anchors};
+}
+
+}  // namespace proteus

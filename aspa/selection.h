@@ -1,0 +1,38 @@
+// Which heads a token enters, and the packed streams that follow from it. A selection looks at one
+// token only: the k heads with the largest z − θ, ties to the lower index (ops::topk_heads).
+#pragma once
+
+#include "tensor/ops/attention.h"
+#include "tensor/ops/pack.h"
+#include "tensor/tensor.h"
+
+namespace proteus {
+
+/// Heads of every token per role, i32 [N, k] ascending; −1 for "none" (at the end).
+struct Selection {
+  Tensor query;
+  Tensor key;
+};
+
+/// The packed streams of both roles, and the keys that each packed query sees (see KeyRangesFwd).
+struct RoutedRows {
+  PackedRows query;
+  PackedRows key;
+  Tensor lo;  ///< [rows of query] i32
+  Tensor hi;
+};
+
+/// Checks a selection that somebody made by hand: i32 [N, k] with heads in [−1, Hr), ascending.
+/// Throws ShapeError, DTypeError, ConfigError.
+void check_selection(const Selection& selection, std::int64_t tokens, std::int64_t Hr);
+
+/// The streams of `selection` for tokens [B, T] and Hr heads. `visible` as in key_ranges().
+RoutedRows pack_selection(const Selection& selection, std::int64_t B, std::int64_t Hr,
+                          const Tensor& visible);
+
+/// The attention plan of the packed streams: one segment per (head, sequence).
+AttentionPlan stream_plan(const RoutedRows& rows, std::int64_t anchors);
+
+/// Raw time of every packed row, [rows] i32.
+Tensor row_positions(const PackedRows& rows);
+}  // namespace proteus

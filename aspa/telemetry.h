@@ -1,0 +1,31 @@
+// What a layer reports about its routing after a training step.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace proteus {
+
+struct RoleTelemetry {
+  std::vector<double> load;  ///< [Hr] share of the tokens that entered each head
+  double max_vio = 0;        ///< max load / mean load − 1
+  double entropy = 0;        ///< of the load, as a share of log Hr: 1 is even
+};
+
+struct AspaTelemetry {
+  std::int64_t steps = 0;  ///< optimizer steps seen
+  double alpha = 0;
+  std::int64_t k = 0;   ///< routed heads per token and role at this alpha
+  double density = 0;   ///< k / Hr
+  RoleTelemetry query;  ///< of the last step
+  RoleTelemetry key;
+  std::int64_t dead_gates = 0;  ///< starving for as long as makes a gate dead
+  std::int64_t revived = 0;     ///< gates brought back by the last step
+  double lambda = 0;
+  /// Share of (token, head) choices on the probe batch that changed since the previous probe; −1
+  /// before there were two.
+  double churn_query = -1;
+  double churn_key = -1;
+};
+
+}  // namespace proteus

@@ -1,0 +1,105 @@
+#include "autograd/attention.h"
+
+#include "autograd/tape.h"
+#include "tensor/error.h"
+
+namespace proteus {
+
+namespace {
+
+Tensor value_or_none(const Variable& v) { return v.defined() ? v.value() : Tensor(); }
+
+Tensor with_rows(const Tensor& x) {  // [B, T, H, D] → [B·T, H, D]
+  return x.reshape({x.size(0) * x.size(1), x.size(2), x.size(3)});
+}
+
+Tensor part(const Tensor& qkv, int i) { return with_rows(qkv.select(2, i)); }
+
+}  // namespace
+
+Variable attention(const Variable& q, const Variable& k, const Variable& v,
+                   const Variable& key_bias, const Variable& sink, const AttentionPlan& plan,
+                   const AttentionOptions& options) {
+  auto fwd = ops::attention(q.value(), k.value(), v.value(), value_or_none(key_bias),
+                            value_or_none(sink), plan, options);
+  return record(
+      "attention", {q, k, v, key_bias, sink}, fwd.out,
+      {q.value(), k.value(), v.value(), value_or_none(key_bias), value_or_none(sink), fwd.out,
+       fwd.lse, plan.segments, plan.lo, plan.hi},
+      [options, anchors = plan.anchors, slots = plan.slots](const Backward& ctx) -> Gradients {
+        const AttentionPlan p{ctx.saved(7), ctx.saved(8), ctx.saved(9), slots, anchors};
+        const auto zeros = [&](int i) {
+          const Tensor& x = ctx.saved(i);
+          return Tensor::zeros(x.shape(), x.dtype(), x.device());
+        };
+        const Tensor dq = zeros(0);
+        const Tensor dk = zeros(1);
+        const Tensor dv = zeros(2);
+        const auto grads = ops::attention_backward(
+            ctx.saved(0), ctx.saved(1), ctx.saved(2), ctx.saved(3), ctx.saved(4), p, options,
+            {ctx.saved(5), ctx.saved(6)}, ctx.dy(), dq, dk, dv);
+        return {dq, dk, dv, grads.dkey_bias, grads.dsink};
+      });
+}
+
+Variable attention(const Variable& q, const Variable& k, const Variable& v,
+                   const AttentionOptions& options) {
+  if (q.value().rank() != 4 || k.value().rank() != 4 || v.shape() != k.shape()) {
+    throw ShapeError("attention(q, k, v): expected q [B, Tq, H, D] and k, v [B, Tk, H, D], got " +
+                     to_string(q.shape()) + ", " + to_string(k.shape()) + ", " +
+                     to_string(v.shape()));
+  }
+  const AttentionPlan plan = ops::causal_plan(q.size(0), q.size(2), q.size(1), k.size(1),
+                                              options.window, options.anchors, q.device());
+  auto fwd = ops::attention(with_rows(q.value()), with_rows(k.value()), with_rows(v.value()), {},
+                            {}, plan, options);
+  return record(
+      "attention", {q, k, v}, fwd.out.reshape(q.shape()),
+      {q.value(), k.value(), v.value(), fwd.out, fwd.lse, plan.segments, plan.lo, plan.hi},
+      [options, anchors = plan.anchors, slots = plan.slots](const Backward& ctx) -> Gradients {
+        const AttentionPlan p{ctx.saved(5), ctx.saved(6), ctx.saved(7), slots, anchors};
+        Gradients grads;
+        for (int i = 0; i < 3; ++i) {
+          const Tensor& x = ctx.saved(i);
+          grads.push_back(Tensor::zeros(x.shape(), x.dtype(), x.device()));
+        }
+        ops::attention_backward(with_rows(ctx.saved(0)), with_rows(ctx.saved(1)),
+                                with_rows(ctx.saved(2)), {}, {}, p, options,
+                                {ctx.saved(3), ctx.saved(4)}, with_rows(ctx.dy()),
+                                with_rows(grads[0]), with_rows(grads[1]), with_rows(grads[2]));
+        return grads;
+      });
+}
+
+Variable attention_qkv(const Variable& qkv, const AttentionOptions& options) {
+  if (qkv.value().rank() != 5) {
+    throw ShapeError("attention_qkv(qkv): expected [B, T, 3, H, D], got " + to_string(qkv.shape()));
+  }
+  return attention_qkv(qkv,
+                       ops::causal_plan(qkv.size(0), qkv.size(3), qkv.size(1), qkv.size(1),
+                                        options.window, options.anchors, qkv.device()),
+                       options);
+}
+
+Variable attention_qkv(const Variable& qkv, const AttentionPlan& plan,
+                       const AttentionOptions& options) {
+  if (qkv.value().rank() != 5 || qkv.size(2) != 3) {
+    throw ShapeError("attention_qkv(qkv): expected [B, T, 3, H, D], got " + to_string(qkv.shape()));
+  }
+  const Tensor x = qkv.value().contiguous();
+  auto fwd = ops::attention(part(x, 0), part(x, 1), part(x, 2), {}, {}, plan, options);
+  return record(
+      "attention_qkv", {qkv}, fwd.out.reshape({qkv.size(0), qkv.size(1), qkv.size(3), qkv.size(4)}),
+      {x, fwd.out, fwd.lse, plan.segments, plan.lo, plan.hi},
+      [options, anchors = plan.anchors, slots = plan.slots](const Backward& ctx) -> Gradients {
+        const AttentionPlan p{ctx.saved(3), ctx.saved(4), ctx.saved(5), slots, anchors};
+        const Tensor& saved = ctx.saved(0);
+        const Tensor dqkv = Tensor::empty(saved.shape(), saved.dtype(), saved.device());
+        ops::attention_backward(part(saved, 0), part(saved, 1), part(saved, 2), {}, {}, p, options,
+                                {ctx.saved(1), ctx.saved(2)}, with_rows(ctx.dy()), part(dqkv, 0),
+                                part(dqkv, 1), part(dqkv, 2));
+        return {dqkv};
+      });
+}
+
+}  // namespace proteus

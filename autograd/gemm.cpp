@@ -1,0 +1,100 @@
+#include "autograd/gemm.h"
+
+#include <algorithm>
+
+#include "autograd/tape.h"
+#include "tensor/ops/gemm.h"
+
+namespace proteus {
+namespace {
+
+Tensor value_or_none(const Variable& v) { return v.defined() ? v.value() : Tensor(); }
+
+Tensor transposed(const Tensor& t, bool yes) { return yes ? t.transpose(-1, -2) : t; }
+
+// The gradient of one factor, [..., rows, columns] like `like`, summed over the batch dimensions in
+// which it was broadcast; `like` was used transposed if `trans`.
+Tensor factor_gradient(const Tensor& like, bool trans, const Tensor& left, const Tensor& right) {
+  const int rank = std::max(left.rank(), right.rank());
+  Tensor grad = Tensor::empty(like.shape(), like.dtype(), like.device());
+  Tensor target = transposed(grad, trans);
+  while (target.rank() < rank) target = target.unsqueeze(0);
+  ops::gemm_into(target, left, right);
+  return grad;
+}
+
+}  // namespace
+
+Variable linear(const Variable& x, const Variable& weight, const Variable& bias) {
+  return record("linear", {x, weight, bias},
+                ops::linear(x.value(), weight.value(), value_or_none(bias)),
+                {x.value(), weight.value()}, [](const Backward& ctx) -> Gradients {
+                  const Tensor& dy = ctx.dy();
+                  Gradients g(3);
+                  if (ctx.needs(0)) g[0] = ops::linear_dx(dy, ctx.saved(1));
+                  if (ctx.needs(1)) g[1] = ops::linear_dweight(dy, ctx.saved(0));
+                  if (ctx.needs(2)) g[2] = ops::bias_backward(dy, {}, true).dbias;
+                  return g;
+                });
+}
+
+Variable linear_gelu(const Variable& x, const Variable& weight, const Variable& bias) {
+  auto fwd = ops::linear_gelu(x.value(), weight.value(), value_or_none(bias),
+                              will_record({x, weight, bias}));
+  return record("linear_gelu", {x, weight, bias}, fwd.y, {x.value(), weight.value(), fwd.pre},
+                [](const Backward& ctx) -> Gradients {
+                  const auto d = ops::bias_backward(ctx.dy(), ctx.saved(2), ctx.needs(2));
+                  Gradients g(3);
+                  if (ctx.needs(0)) g[0] = ops::linear_dx(d.dpre, ctx.saved(1));
+                  if (ctx.needs(1)) g[1] = ops::linear_dweight(d.dpre, ctx.saved(0));
+                  g[2] = d.dbias;
+                  return g;
+                });
+}
+
+Variable mlp_gelu(const Variable& x, const Variable& weight1, const Variable& bias1,
+                  const Variable& weight2, const Variable& bias2) {
+  auto hidden = ops::linear_gelu(x.value(), weight1.value(), value_or_none(bias1),
+                                 will_record({x, weight1, bias1, weight2, bias2}));
+  Tensor y = ops::linear(hidden.y, weight2.value(), value_or_none(bias2));
+  return record("mlp_gelu", {x, weight1, bias1, weight2, bias2}, y,
+                {x.value(), weight1.value(), weight2.value(), hidden.pre},
+                [](const Backward& ctx) -> Gradients {
+                  const Tensor& dy = ctx.dy();
+                  Gradients g(5);
+                  auto d = ops::linear_dx_gelu(dy, ctx.saved(2), ctx.saved(3));
+                  if (ctx.needs(3)) g[3] = ops::linear_dweight(dy, d.act);
+                  d.act = {};
+                  if (ctx.needs(4)) g[4] = ops::bias_backward(dy, {}, true).dbias;
+                  if (ctx.needs(0)) g[0] = ops::linear_dx(d.dpre, ctx.saved(1));
+                  if (ctx.needs(1)) g[1] = ops::linear_dweight(d.dpre, ctx.saved(0));
+                  if (ctx.needs(2)) g[2] = ops::bias_backward(d.dpre, {}, true).dbias;
+                  return g;
+                });
+}
+
+Variable matmul(const Variable& a, const Variable& b, bool trans_a, bool trans_b) {
+  const Tensor& av = a.value();
+  const Tensor& bv = b.value();
+  Tensor y = ops::matmul(av, bv, trans_a, trans_b);
+  return record(
+      "matmul", {a, b}, y, {av, bv}, [trans_a, trans_b](const Backward& ctx) -> Gradients {
+        // Contiguous, so that the bits do not depend on the strides of what was given.
+        const Tensor dy = ctx.dy().contiguous();
+        const Tensor left = transposed(ctx.saved(0).contiguous(), trans_a);
+        const Tensor right = transposed(ctx.saved(1).contiguous(), trans_b);
+        Gradients g(2);
+        if (ctx.needs(0)) {
+          g[0] = factor_gradient(ctx.saved(0), trans_a, dy, right.transpose(-1, -2));
+        }
+        if (!ctx.needs(1)) return g;
+        if (left.rank() > 2 && right.rank() == 2 && !trans_a) {  // one product over all rows
+          g[1] = transposed(ops::linear_dweight(left, dy), trans_b);
+        } else {
+          g[1] = factor_gradient(ctx.saved(1), trans_b, left.transpose(-1, -2), dy);
+        }
+        return g;
+      });
+}
+
+}  // namespace proteus

@@ -1,0 +1,25 @@
+// Linear layers and matrix products with gradients; see tensor/ops/gemm.h for the formulas.
+#pragma once
+
+#include "autograd/variable.h"
+
+namespace proteus {
+
+/// x [..., in], weight [out, in], bias [out] or undefined → [..., out]. Saves x and weight.
+Variable linear(const Variable& x, const Variable& weight, const Variable& bias = {});
+
+/// gelu(linear(x, weight, bias)) in one pass. Saves x, weight and the pre-activation.
+Variable linear_gelu(const Variable& x, const Variable& weight, const Variable& bias = {});
+
+/// linear(gelu(linear(x, weight1, bias1)), weight2, bias2): the MLP of a transformer block.
+/// weight1 [hidden, in], weight2 [out, hidden]; biases may be undefined. Saves x, the weights and
+/// the pre-activation; the activation is computed again on the way back, together with its
+/// gradient.
+Variable mlp_gelu(const Variable& x, const Variable& weight1, const Variable& bias1,
+                  const Variable& weight2, const Variable& bias2);
+
+/// a [..., M, K] · b [..., K, N] → [..., M, N]; batch dimensions broadcast. With trans_a the last
+/// two dimensions of a are read as [K, M], with trans_b those of b as [N, K]. Saves a and b.
+Variable matmul(const Variable& a, const Variable& b, bool trans_a = false, bool trans_b = false);
+
+}  // namespace proteus

@@ -1,0 +1,35 @@
+#include "autograd/grouped_gemm.h"
+
+#include "autograd/tape.h"
+#include "tensor/ops/grouped_gemm.h"
+
+namespace proteus {
+
+// The rows are integers, made once per routing and never changed: lambdas may hold them.
+
+Variable grouped_linear(const Variable& x, const Variable& weight, const PackedRows& rows) {
+  return record("grouped_linear", {x, weight}, ops::grouped_gather(x.value(), weight.value(), rows),
+                {x.value(), weight.value()}, [rows](const Backward& ctx) -> Gradients {
+                  Gradients g(2);
+                  if (ctx.needs(0)) g[0] = ops::grouped_scatter(ctx.dy(), ctx.saved(1), rows, true);
+                  if (ctx.needs(1)) {
+                    g[1] = ops::grouped_weight(ctx.saved(0), true, ctx.dy(), false, rows);
+                  }
+                  return g;
+                });
+}
+
+Variable grouped_combine(const Variable& y, const Variable& weight, const PackedRows& rows) {
+  return record("grouped_combine", {y, weight},
+                ops::grouped_scatter(y.value(), weight.value(), rows), {y.value(), weight.value()},
+                [rows](const Backward& ctx) -> Gradients {
+                  Gradients g(2);
+                  if (ctx.needs(0)) g[0] = ops::grouped_gather(ctx.dy(), ctx.saved(1), rows, true);
+                  if (ctx.needs(1)) {
+                    g[1] = ops::grouped_weight(ctx.saved(0), false, ctx.dy(), true, rows);
+                  }
+                  return g;
+                });
+}
+
+}  // namespace proteus

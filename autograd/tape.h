@@ -1,0 +1,83 @@
+// The tape: every differentiable function records a node with its backward lambda; backward() walks
+// the nodes from the newest to the oldest. First order only.
+//
+// How an op uses it (forward and backward side by side):
+//
+//   Variable mul(const Variable& a, const Variable& b) {
+//     return record("mul", {a, b}, ops::mul(a.value(), b.value()), {a.value(), b.value()},
+//                   [](const Backward& ctx) -> Gradients {
+//                     return {ops::mul(ctx.dy(), ctx.saved(1)), ops::mul(ctx.dy(), ctx.saved(0))};
+//                   });
+//   }
+//
+// The tape accumulates, and checks number, shape and dtype of the gradients and that no saved
+// tensor was changed in place in between. Lambdas capture sizes and scalars, never tensors or
+// variables: tensors go into `saved`, where they are checked and freed as soon as they were used.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "autograd/variable.h"
+
+namespace proteus {
+
+/// One per input, in order; an undefined tensor means "no gradient" (zero).
+using Gradients = std::vector<Tensor>;
+
+/// What a backward lambda sees.
+class Backward {
+ public:
+  Backward(const Node& node, std::vector<Tensor>& dys) : node_(node), dys_(dys) {}
+
+  /// Gradient of an output; zeros if nothing flowed into it.
+  const Tensor& dy(int output = 0) const;
+  bool has_dy(int output) const { return dys_[static_cast<std::size_t>(output)].defined(); }
+  const Tensor& saved(int i) const;
+  /// Whether the gradient of an input is wanted at all; if not, return {} for it.
+  bool needs(int input) const;
+
+ private:
+  const Node& node_;
+  std::vector<Tensor>& dys_;
+};
+
+using BackwardFn = std::function<Gradients(const Backward&)>;
+
+/// Wraps `output` as a variable. If gradients are on and an input requires one, the node is
+/// recorded; otherwise `saved` and `backward` are dropped at once. Undefined inputs are allowed
+/// (optional arguments) and get no gradient.
+Variable record(const char* name, const std::vector<Variable>& inputs, Tensor output,
+                std::vector<Tensor> saved, BackwardFn backward);
+std::vector<Variable> record(const char* name, const std::vector<Variable>& inputs,
+                             std::vector<Tensor> outputs, std::vector<Tensor> saved,
+                             BackwardFn backward);
+/// Whether record() would keep a node for these inputs: forward functions ask it to skip what only
+/// a backward pass needs.
+bool will_record(const std::vector<Variable>& inputs);
+
+/// Whether functions record (thread-local; on by default).
+bool grad_enabled();
+
+/// Turns recording off (or on) until the end of the scope.
+class GradMode {
+ public:
+  explicit GradMode(bool enabled);
+  ~GradMode();
+  GradMode(const GradMode&) = delete;
+  GradMode& operator=(const GradMode&) = delete;
+
+ private:
+  bool before_;
+};
+
+class NoGradGuard : public GradMode {
+ public:
+  NoGradGuard() : GradMode(false) {}
+};
+
+/// Backward from several variables at once, each with its cotangent.
+void run_backward(const std::vector<Variable>& roots, const std::vector<Tensor>& cotangents);
+
+}  // namespace proteus

@@ -1,0 +1,63 @@
+#include "autograd/variable.h"
+
+#include "autograd/tape.h"
+#include "tensor/error.h"
+
+namespace proteus {
+
+Variable::Variable(Tensor value, bool requires_grad) : state_(std::make_shared<State>()) {
+  state_->value = std::move(value);
+  if (requires_grad) state_->leaf = std::make_shared<Leaf>();
+}
+
+const Tensor& Variable::value() const {
+  if (!state_) throw AutogradError("variable: value asked of an undefined variable");
+  return state_->value;
+}
+
+bool Variable::requires_grad() const { return state_ && (state_->leaf || state_->producer); }
+
+void Variable::set_requires_grad(bool on) const {
+  if (!state_ || state_->producer) {
+    throw AutogradError("set_requires_grad: only for leaves; use detach() on a computed variable");
+  }
+  if (!on) {
+    state_->leaf.reset();
+  } else if (!state_->leaf) {
+    state_->leaf = std::make_shared<Leaf>();
+  }
+}
+
+const Tensor& Variable::grad() const {
+  static const Tensor kNone;
+  return state_ && state_->leaf ? state_->leaf->grad : kNone;
+}
+
+void Variable::set_grad(Tensor grad) const {
+  if (state_ && state_->leaf) state_->leaf->grad = std::move(grad);
+}
+
+void Variable::set_value(Tensor value) const {
+  if (!state_ || state_->producer) {
+    throw AutogradError("set_value: only for leaves");
+  }
+  if (value.shape() != state_->value.shape() || value.dtype() != state_->value.dtype()) {
+    throw ShapeError("set_value(value): value: expected " + describe(state_->value) + ", got " +
+                     describe(value));
+  }
+  state_->value = std::move(value);
+}
+
+Variable Variable::detach() const { return Variable(value()); }
+
+void Variable::backward() const {
+  if (value().numel() != 1) {
+    throw ShapeError("backward(x): x: expected one element, got " + to_string(shape()) +
+                     "; pass a cotangent of that shape");
+  }
+  backward(Tensor::full(shape(), 1.0, dtype(), device()));
+}
+
+void Variable::backward(const Tensor& cotangent) const { run_backward({*this}, {cotangent}); }
+
+}  // namespace proteus

@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""The dense training step of a preset in PyTorch, to stand beside `proteus` in one run.
+
+The model is the one that `proteus train --model dense` builds: pre-norm blocks, LayerNorm without
+bias, rotary positions on interleaved pairs, tanh-GELU, tied head, AdamW with betas (0.9, 0.99) and
+weight decay 0.1 on matrices, gradient norm clipped to 1. It reads random tokens: the speed does not
+depend on the text.
+
+usage: train_step.py --preset tiny|baby [--threads 2] [--seconds 10] [--compile]
+prints one JSON object: tokens_per_s (median over steps), step_ms, peak_memory_bytes.
+"""
+import argparse
+import json
+import resource
+import statistics
+import time
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+PRESETS = {
+    "tiny": dict(layers=4, width=128, heads=4, context=64, batch=12, dropout=0.0, vocab=65),
+    "baby": dict(layers=6, width=384, heads=6, context=256, batch=64, dropout=0.2, vocab=65),
+}
+
+
+class Rope(nn.Module):
+    def __init__(self, context, head_width):
+        super().__init__()
+        frequency = 10000.0 ** (-torch.arange(0, head_width, 2).float() / head_width)
+        angle = torch.arange(context).float()[:, None] * frequency
+        self.register_buffer("cos", angle.cos())
+        self.register_buffer("sin", angle.sin())
+
+    def forward(self, x):
+        even, odd = x[..., 0::2], x[..., 1::2]
+        rotated = torch.stack((even * self.cos - odd * self.sin, even * self.sin + odd * self.cos), -1)
+        return rotated.flatten(-2)
+
+
+class Block(nn.Module):
+    def __init__(self, c, rope):
+        super().__init__()
+        width = c["width"]
+        self.heads, self.p, self.rope = c["heads"], c["dropout"], rope
+        self.norm1, self.norm2 = nn.LayerNorm(width, bias=False), nn.LayerNorm(width, bias=False)
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
+        self.drop = nn.Dropout(c["dropout"])
+
+    def forward(self, x):
+        b, t, width = x.shape
+        qkv = self.qkv(self.norm1(x)).view(b, t, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(self.rope(q), self.rope(k), v, is_causal=True,
+                                           dropout_p=self.p if self.training else 0.0)
+        x = x + self.drop(self.out(y.transpose(1, 2).reshape(b, t, width)))
+        return x + self.drop(self.down(F.gelu(self.up(self.norm2(x)), approximate="tanh")))
+
+
+class Model(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        rope = Rope(c["context"], c["width"] // c["heads"])
+        self.embedding = nn.Embedding(c["vocab"], c["width"])
+        self.drop = nn.Dropout(c["dropout"])
+        self.blocks = nn.ModuleList(Block(c, rope) for _ in range(c["layers"]))
+        self.norm = nn.LayerNorm(c["width"], bias=False)
+        for parameter in self.parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, x, y):
+        h = self.drop(self.embedding(x))
+        for block in self.blocks:
+            h = block(h)
+        logits = F.linear(self.norm(h), self.embedding.weight)
+        return F.cross_entropy(logits.view(-1, logits.shape[-1]), y.reshape(-1))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--preset", choices=PRESETS, required=True)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--compile", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(1)
+    c = PRESETS[args.preset]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    model = Model(c)
+    matrices = [p for p in model.parameters() if p.dim() >= 2]
+    vectors = [p for p in model.parameters() if p.dim() < 2]
+    optimizer = torch.optim.AdamW([dict(params=matrices, weight_decay=0.1), dict(params=vectors, weight_decay=0.0)],
+                                  lr=1e-3, betas=(0.9, 0.99), fused=True)
+    forward = torch.compile(model) if args.compile else model
+
+    def step():
+        x = torch.randint(c["vocab"], (c["batch"], c["context"] + 1))
+        loss = forward(x[:, :-1], x[:, 1:])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return float(loss.detach())
+
+    for _ in range(2):
+        step()
+    times, end = [], time.perf_counter() + args.seconds
+    while time.perf_counter() < end or len(times) < 3:
+        start = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - start)
+    median = statistics.median(times)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(json.dumps(dict(framework=f"torch {torch.__version__}" + (" compile" if args.compile else ""),
+                          preset=args.preset, threads=args.threads, steps=len(times), step_ms=median * 1e3,
+                          tokens_per_s=c["batch"] * c["context"] / median,
+                          peak_memory_bytes=peak - before)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+// Attention layers. `Attention` is what a transformer block expects; `DenseAttention` is exact
+// causal multi-head attention (Vaswani et al., arXiv:1706.03762) with rotary positions
+// (arXiv:2104.09864) and two optional extras, which are also the controls that sparse attention is
+// compared with:
+//   key shift:    keys read x^K_t = x_t + mu ⊙ x_{t−1}
+//   output gate:  head h's output is multiplied by 2σ(W_g x)_h
+#pragma once
+
+#include <memory>
+
+#include "nn/module.h"
+#include "tensor/rng.h"
+
+namespace proteus {
+
+class Attention : public Module {
+ public:
+  /// x and the result are [B, T, C]. Position t sees positions up to t of its own sequence only.
+  virtual Variable forward(const Variable& x) = 0;
+  /// Floating-point operations of QKᵀ and PV per token, averaged over a sequence of T (forward; a
+  /// multiply-add counts two). Projections are not included.
+  virtual double attention_flops_per_token(std::int64_t T) const = 0;
+  /// Floating-point operations of all products of one token, projections and routing included.
+  virtual double total_flops_per_token(std::int64_t T) const = 0;
+  /// Parameters that one token uses (all of them for dense attention).
+  virtual std::int64_t active_parameter_count() const { return parameter_count(); }
+  /// Called once after every optimizer step: routing state (prototypes, thresholds) moves here.
+  virtual void after_step() {}
+};
+
+struct DenseAttentionConfig {
+  std::int64_t width = 0;       ///< C
+  std::int64_t heads = 0;       ///< H
+  std::int64_t head_width = 0;  ///< D; H·D need not equal C
+  std::int64_t window = 0;      ///< keys a query sees at most; 0 = all
+  bool rope = true;
+  bool key_shift = false;
+  bool output_gate = false;
+  bool bias = false;
+  double dropout = 0;        ///< of the attention weights
+  DType dtype = DType::f32;  ///< f64 is for gradient checks
+};
+
+class DenseAttention : public Attention {
+ public:
+  /// `generator` draws dropout masks and must outlive the layer; `init` draws the weights.
+  DenseAttention(const DenseAttentionConfig& config, double output_std, Generator& init,
+                 Generator& generator);
+
+  Variable forward(const Variable& x) override;
+  double attention_flops_per_token(std::int64_t T) const override;
+  double total_flops_per_token(std::int64_t T) const override;
+  const DenseAttentionConfig& config() const { return config_; }
+
+ private:
+  DenseAttentionConfig config_;
+  Generator& generator_;
+  Variable qkv_weight_;   // [3·H·D, C]
+  Variable qkv_bias_;     // [3·H·D] or undefined
+  Variable out_weight_;   // [C, H·D]
+  Variable out_bias_;     // [C] or undefined
+  Variable gate_weight_;  // [H, C] or undefined
+  Variable mu_;           // [C] or undefined
+};
+
+}  // namespace proteus

@@ -1,0 +1,22 @@
+#include "nn/block.h"
+
+#include "autograd/dropout.h"
+
+namespace proteus {
+
+Block::Block(std::unique_ptr<Attention> attention, NormKind norm, std::unique_ptr<Mlp> mlp,
+             std::int64_t width, bool bias, double dropout, Generator& generator)
+    : norm1_(add_child("norm1", std::make_unique<Norm>(norm, width, bias))),
+      attention_(add_child("attn", std::move(attention))),
+      norm2_(add_child("norm2", std::make_unique<Norm>(norm, width, bias))),
+      mlp_(add_child("mlp", std::move(mlp))),
+      dropout_(dropout),
+      generator_(generator) {}
+
+Variable Block::forward(const Variable& x) const {
+  const double p = training() ? dropout_ : 0.0;
+  const Variable h = dropout_add(attention_.forward(norm1_.forward(x)), x, p, generator_);
+  return dropout_add(mlp_.forward(norm2_.forward(h)), h, p, generator_);
+}
+
+}  // namespace proteus

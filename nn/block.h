@@ -1,0 +1,31 @@
+// One pre-norm transformer block: x ← x + dropout(attn(norm(x))); x ← x + dropout(mlp(norm(x))).
+#pragma once
+
+#include <memory>
+
+#include "nn/attention.h"
+#include "nn/mlp.h"
+#include "nn/norm.h"
+
+namespace proteus {
+
+class Block : public Module {
+ public:
+  Block(std::unique_ptr<Attention> attention, NormKind norm, std::unique_ptr<Mlp> mlp,
+        std::int64_t width, bool bias, double dropout, Generator& generator);
+
+  /// x [B, T, C] → [B, T, C].
+  Variable forward(const Variable& x) const;
+  Attention& attention() const { return attention_; }
+  const Mlp& mlp() const { return mlp_; }
+
+ private:
+  Norm& norm1_;
+  Attention& attention_;
+  Norm& norm2_;
+  Mlp& mlp_;
+  double dropout_;
+  Generator& generator_;
+};
+
+}  // namespace proteus

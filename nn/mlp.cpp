@@ -1,0 +1,37 @@
+#include "nn/mlp.h"
+
+#include "autograd/elementwise.h"
+#include "autograd/gemm.h"
+#include "nn/init.h"
+
+namespace proteus {
+
+Mlp::Mlp(MlpKind kind, std::int64_t width, std::int64_t hidden, bool bias, double output_std,
+         Generator& init)
+    : kind_(kind) {
+  if (hidden == 0) {
+    hidden = kind == MlpKind::gelu ? 4 * width : (8 * width / 3 + 31) / 32 * 32;
+  }
+  up_weight_ = add_parameter("up.weight", normal_init({hidden, width}, init));
+  if (bias) up_bias_ = add_parameter("up.bias", Tensor::zeros({hidden}), Decay::no);
+  if (kind == MlpKind::swiglu) {
+    gate_weight_ = add_parameter("gate.weight", normal_init({hidden, width}, init));
+  }
+  down_weight_ = add_parameter("down.weight", normal_init({width, hidden}, init, output_std));
+  if (bias) down_bias_ = add_parameter("down.bias", Tensor::zeros({width}), Decay::no);
+}
+
+Variable Mlp::forward(const Variable& x) const {
+  if (kind_ == MlpKind::gelu) return mlp_gelu(x, up_weight_, up_bias_, down_weight_, down_bias_);
+  const Variable up = linear(x, up_weight_, up_bias_);
+  const Variable gate = linear(x, gate_weight_, {});
+  return linear(swiglu(gate, up), down_weight_, down_bias_);
+}
+
+double Mlp::flops_per_token() const {
+  double weights = static_cast<double>(up_weight_.value().numel() + down_weight_.value().numel());
+  if (gate_weight_.defined()) weights += static_cast<double>(gate_weight_.value().numel());
+  return 2 * weights;
+}
+
+}  // namespace proteus

@@ -1,0 +1,58 @@
+#include "nn/module.h"
+
+namespace proteus {
+
+void Module::collect(const std::string& prefix, std::vector<Parameter>* parameters,
+                     std::vector<Buffer>* buffers) const {
+  if (parameters) {
+    for (const Parameter& p : own_parameters_) {
+      parameters->push_back({prefix + p.name, p.variable, p.decay});
+    }
+  }
+  if (buffers) {
+    for (const Buffer& b : own_buffers_) buffers->push_back({prefix + b.name, b.tensor});
+  }
+  for (const auto& [name, child] : children_) {
+    child->collect(prefix + name + ".", parameters, buffers);
+  }
+}
+
+std::vector<Parameter> Module::parameters() const {
+  std::vector<Parameter> all;
+  collect("", &all, nullptr);
+  return all;
+}
+
+std::vector<Buffer> Module::buffers() const {
+  std::vector<Buffer> all;
+  collect("", nullptr, &all);
+  return all;
+}
+
+std::int64_t Module::parameter_count() const {
+  std::int64_t n = 0;
+  for (const Parameter& p : parameters()) n += p.variable.value().numel();
+  return n;
+}
+
+void Module::set_training(bool on) {
+  training_ = on;
+  for (const auto& [name, child] : children_) child->set_training(on);
+}
+
+void Module::zero_grad() const {
+  for (const Parameter& p : parameters()) p.variable.zero_grad();
+}
+
+Variable Module::add_parameter(const std::string& name, Tensor value, Decay decay) {
+  Variable v(std::move(value), true);
+  own_parameters_.push_back({name, v, decay == Decay::yes});
+  return v;
+}
+
+Tensor Module::add_buffer(const std::string& name, Tensor value) {
+  own_buffers_.push_back({name, value});
+  return value;
+}
+
+}  // namespace proteus

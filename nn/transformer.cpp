@@ -1,0 +1,118 @@
+#include "nn/transformer.h"
+
+#include "autograd/checkpoint.h"
+#include "autograd/dropout.h"
+#include "autograd/loss.h"
+#include "autograd/tape.h"
+#include "nn/init.h"
+#include "tensor/error.h"
+#include "tensor/ops/gemm.h"
+
+namespace proteus {
+
+namespace {
+// Weights and dropout masks come from one seed but never from the same stream.
+constexpr std::uint64_t kInitStream = 0;
+constexpr std::uint64_t kDropoutStream = std::uint64_t{1} << 32;
+
+const TransformerConfig& checked(const TransformerConfig& c) {
+  if (c.vocab < 1 || c.context < 1 || c.layers < 1 || c.width < 1) {
+    throw ConfigError("transformer: vocab, context, layers and width must be at least 1, got " +
+                      std::to_string(c.vocab) + ", " + std::to_string(c.context) + ", " +
+                      std::to_string(c.layers) + ", " + std::to_string(c.width));
+  }
+  if (!(c.dropout >= 0 && c.dropout < 1)) {
+    throw ConfigError("transformer: dropout: expected 0 <= p < 1, got " +
+                      std::to_string(c.dropout));
+  }
+  return c;
+}
+}  // namespace
+
+Transformer::Transformer(const TransformerConfig& config, const AttentionFactory& make_attention)
+    : config_(checked(config)), generator_(config.seed, kDropoutStream) {
+  Generator init(config.seed, kInitStream);
+  embedding_ =
+      &add_child("embedding", std::make_unique<Embedding>(config.vocab, config.width, init));
+  const double output_std = residual_std(config.layers);
+  for (std::int64_t layer = 0; layer < config.layers; ++layer) {
+    auto attention = make_attention({static_cast<int>(layer), output_std, init, generator_});
+    auto mlp = std::make_unique<Mlp>(config.mlp, config.width, config.mlp_width, config.bias,
+                                     output_std, init);
+    blocks_.push_back(
+        &add_child("blocks." + std::to_string(layer),
+                   std::make_unique<Block>(std::move(attention), config.norm, std::move(mlp),
+                                           config.width, config.bias, config.dropout, generator_)));
+  }
+  norm_ = &add_child("norm", std::make_unique<Norm>(config.norm, config.width, config.bias));
+}
+
+Variable Transformer::hidden(const Tensor& tokens) {
+  if (tokens.rank() != 2) {
+    throw ShapeError("transformer.hidden(tokens): tokens: expected [B, T], got " +
+                     to_string(tokens.shape()));
+  }
+  Variable x = embedding_->forward(tokens);
+  if (training()) x = dropout(x, config_.dropout, generator_);
+  for (Block* block : blocks_) {
+    if (config_.recompute) {
+      x = checkpoint([block](const std::vector<Variable>& in) { return block->forward(in[0]); },
+                     {x});
+    } else {
+      x = block->forward(x);
+    }
+  }
+  return norm_->forward(x);
+}
+
+Variable Transformer::loss(const Tensor& tokens, const Tensor& targets, std::int64_t ignore) {
+  if (tokens.shape() != targets.shape()) {
+    throw ShapeError("transformer.loss(tokens, targets): targets: expected " +
+                     to_string(tokens.shape()) + " (= tokens.shape), got " +
+                     to_string(targets.shape()));
+  }
+  return cross_entropy(hidden(tokens), embedding_->weight(), targets, ignore);
+}
+
+Tensor Transformer::logits(const Tensor& tokens) {
+  const NoGradGuard no_grad;
+  return ops::linear(hidden(tokens).value(), embedding_->weight().value(), {});
+}
+
+Tensor Transformer::last_logits(const Tensor& tokens) {
+  const NoGradGuard no_grad;
+  const Tensor h = hidden(tokens).value();
+  return ops::linear(h.select(1, h.size(1) - 1).contiguous(), embedding_->weight().value(), {});
+}
+
+void Transformer::after_step() {
+  for (Block* block : blocks_) block->attention().after_step();
+}
+
+Attention& Transformer::attention(std::int64_t layer) const {
+  return blocks_.at(static_cast<std::size_t>(layer))->attention();
+}
+
+double Transformer::attention_flops_per_token(std::int64_t T) const {
+  double flops = 0;
+  for (const Block* block : blocks_) flops += block->attention().attention_flops_per_token(T);
+  return flops;
+}
+
+double Transformer::total_flops_per_token(std::int64_t T) const {
+  double flops = 2.0 * static_cast<double>(config_.vocab * config_.width);
+  for (const Block* block : blocks_) {
+    flops += block->attention().total_flops_per_token(T) + block->mlp().flops_per_token();
+  }
+  return flops;
+}
+
+std::int64_t Transformer::active_parameter_count() const {
+  std::int64_t n = parameter_count();
+  for (const Block* block : blocks_) {
+    n += block->attention().active_parameter_count() - block->attention().parameter_count();
+  }
+  return n;
+}
+
+}  // namespace proteus

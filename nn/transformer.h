@@ -1,0 +1,74 @@
+// A decoder-only transformer in the manner of GPT-2 with pre-norm blocks, rotary positions inside
+// the attention layers and an output head tied to the embedding.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "nn/block.h"
+#include "nn/embedding.h"
+
+namespace proteus {
+
+struct TransformerConfig {
+  std::int64_t vocab = 0;    ///< V
+  std::int64_t context = 0;  ///< longest sequence it is trained on, T
+  std::int64_t layers = 0;
+  std::int64_t width = 0;  ///< C
+  MlpKind mlp = MlpKind::gelu;
+  std::int64_t mlp_width = 0;  ///< 0 = the usual one (see Mlp)
+  NormKind norm = NormKind::layer;
+  bool bias = false;
+  double dropout = 0;
+  bool recompute = false;  ///< activation checkpointing of every block
+  std::uint64_t seed = 1;
+};
+
+/// What a factory needs to make the attention of one layer.
+struct AttentionSite {
+  int layer = 0;
+  double output_std = 0;  ///< std of the projection into the residual stream
+  Generator& init;        ///< draws initial weights
+  Generator& generator;   ///< draws dropout masks; outlives the layer
+};
+using AttentionFactory = std::function<std::unique_ptr<Attention>(const AttentionSite&)>;
+
+class Transformer : public Module {
+ public:
+  Transformer(const TransformerConfig& config, const AttentionFactory& make_attention);
+
+  /// tokens i32 or i64 [B, T] → the final norm's output [B, T, C].
+  Variable hidden(const Tensor& tokens);
+  /// Mean cross-entropy in nats over targets that are not `ignore`; targets [B, T].
+  Variable loss(const Tensor& tokens, const Tensor& targets, std::int64_t ignore = -100);
+  /// Logits [B, T, V] of every position, without gradient.
+  Tensor logits(const Tensor& tokens);
+  /// Logits [B, V] of the last position, without gradient.
+  Tensor last_logits(const Tensor& tokens);
+
+  /// The tied output head: the embedding's [V, C].
+  const Tensor& head_weight() const { return embedding_->weight().value(); }
+
+  /// To be called after every optimizer step.
+  void after_step();
+
+  const TransformerConfig& config() const { return config_; }
+  std::int64_t layers() const { return static_cast<std::int64_t>(blocks_.size()); }
+  Attention& attention(std::int64_t layer) const;
+  /// The stream of dropout masks; part of a checkpoint.
+  Generator& generator() { return generator_; }
+  double attention_flops_per_token(std::int64_t T) const;
+  double total_flops_per_token(std::int64_t T) const;
+  /// Parameters that one token uses.
+  std::int64_t active_parameter_count() const;
+
+ private:
+  TransformerConfig config_;
+  Generator generator_;
+  Embedding* embedding_ = nullptr;
+  std::vector<Block*> blocks_;
+  Norm* norm_ = nullptr;
+};
+
+}  // namespace proteus

@@ -1,0 +1,91 @@
+#include "optim/optimizer.h"
+
+#include <map>
+
+#include "tensor/error.h"
+
+namespace proteus {
+
+namespace {
+void check_parameters(const std::vector<ParameterRef>& parameters) {
+  std::map<const Storage*, std::string> seen;
+  for (const ParameterRef& p : parameters) {
+    const std::string call = "optimizer(parameters): " + p.name;
+    const Tensor& x = p.variable.value();
+    if (!is_floating(x.dtype())) throw_dtype(call, x.dtype(), "f64, f32 or bf16");
+    if (!x.is_contiguous()) {
+      throw ShapeError(call + ": expected a contiguous tensor, got " + to_string(x.shape()) +
+                       " with other strides; use a clone");
+    }
+    if (x.device() != parameters[0].variable.device()) {
+      throw DeviceError(call + ": expected on " + to_string(parameters[0].variable.device()) +
+                        " (as " + parameters[0].name + "), got on " + to_string(x.device()));
+    }
+    const auto [first, is_new] = seen.emplace(x.storage().get(), p.name);
+    if (!is_new) {
+      throw ConfigError(call + ": shares its memory with " + first->second + "; list it once");
+    }
+  }
+}
+}  // namespace
+
+Optimizer::Optimizer(std::vector<ParameterRef> parameters) : parameters_(std::move(parameters)) {
+  check_parameters(parameters_);
+}
+
+void Optimizer::check_unit(const char* optimizer, const char* name, double value) {
+  if (value >= 0 && value < 1) return;
+  throw ConfigError(std::string(optimizer) + ": " + name + ": expected 0 <= " + name +
+                    " < 1, got " + std::to_string(value));
+}
+
+void Optimizer::check_decay(const char* optimizer, double value) {
+  if (value >= 0) return;
+  throw ConfigError(std::string(optimizer) + ": weight_decay: expected at least 0, got " +
+                    std::to_string(value));
+}
+
+void Optimizer::zero_grad() const {
+  for (const ParameterRef& p : parameters_) p.variable.zero_grad();
+}
+
+std::vector<std::pair<std::string, Tensor>> Optimizer::state() const {
+  std::vector<std::pair<std::string, Tensor>> all;
+  for (const auto& [prefix, tensors] : state_) {
+    for (std::size_t i = 0; i < tensors.size(); ++i) {
+      all.emplace_back(prefix + "." + parameters_[i].name, tensors[i]);
+    }
+  }
+  return all;
+}
+
+void Optimizer::add_state(const std::string& prefix) {
+  std::vector<Tensor> tensors;
+  for (const ParameterRef& p : parameters_) {
+    const Tensor& x = p.variable.value();
+    tensors.push_back(Tensor::zeros(x.shape(), x.dtype(), x.device()));
+  }
+  state_.emplace_back(prefix, std::move(tensors));
+}
+
+std::vector<StepTensor> Optimizer::step_tensors(double weight_decay) {
+  std::vector<StepTensor> all;
+  for (std::size_t i = 0; i < parameters_.size(); ++i) {
+    const Variable& x = parameters_[i].variable;
+    if (!x.grad().defined()) continue;
+    if (!x.grad().is_contiguous()) x.set_grad(x.grad().contiguous());
+    StepTensor t;
+    t.value = x.value().raw();
+    t.grad = x.grad().raw();
+    if (!state_.empty()) t.m = state_[0].second[i].raw();
+    if (state_.size() > 1) t.v = state_[1].second[i].raw();
+    t.n = x.value().numel();
+    t.decay = parameters_[i].decay ? weight_decay : 0;
+    t.dtype = x.dtype();
+    x.value().bump_version();
+    all.push_back(t);
+  }
+  return all;
+}
+
+}  // namespace proteus

@@ -1,0 +1,57 @@
+// What all optimizers share: a list of parameters, their state, and a step that skips parameters
+// without a gradient.
+#pragma once
+
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "autograd/variable.h"
+#include "tensor/ops/optim.h"
+
+namespace proteus {
+
+struct ParameterRef {
+  std::string name;
+  Variable variable;
+  bool decay = true;  ///< whether weight decay applies
+};
+
+class Optimizer {
+ public:
+  /// Parameters are contiguous, floating, on one device, and none is listed twice. Throws
+  /// ShapeError, DTypeError, DeviceError, ConfigError.
+  explicit Optimizer(std::vector<ParameterRef> parameters);
+  virtual ~Optimizer() = default;
+  Optimizer(const Optimizer&) = delete;
+  Optimizer& operator=(const Optimizer&) = delete;
+
+  /// Updates every parameter that has a gradient, with all gradients multiplied by `grad_scale`.
+  virtual void step(double lr, double grad_scale = 1) = 0;
+  void zero_grad() const;
+
+  /// Everything a checkpoint must keep, by name ("m.<parameter>"); handles share the data.
+  std::vector<std::pair<std::string, Tensor>> state() const;
+  /// Steps done so far (bias corrections count them).
+  std::int64_t steps() const { return steps_; }
+  void set_steps(std::int64_t steps) { steps_ = steps; }
+
+  const std::vector<ParameterRef>& parameters() const { return parameters_; }
+
+ protected:
+  /// One more tensor of state per parameter, zero at first.
+  void add_state(const std::string& prefix);
+  /// Throws ConfigError unless 0 <= value < 1 (or, for a weight decay, value >= 0).
+  static void check_unit(const char* optimizer, const char* name, double value);
+  static void check_decay(const char* optimizer, double value);
+  /// The kernels' view of all parameters that have a gradient. Gradients are made contiguous.
+  std::vector<StepTensor> step_tensors(double weight_decay);
+
+  std::int64_t steps_ = 0;
+
+ private:
+  std::vector<ParameterRef> parameters_;
+  std::vector<std::pair<std::string, std::vector<Tensor>>> state_;
+};
+
+}  // namespace proteus

@@ -1,0 +1,188 @@
+#include "tensor/ops/attention.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace proteus::ops {
+namespace {
+
+static_assert(sizeof(AttentionSegment) == 8 * sizeof(std::int64_t));
+
+DType accum_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
+void check_rows(const char* name, const Tensor& t, const Tensor& q) {
+  const std::string where = std::string("attention(q, k, v): ") + name;
+  if (t.rank() != 3 || t.size(2) != q.size(2) || (t.size(1) != q.size(1))) {
+    throw ShapeError(where + ": expected [rows, " + std::to_string(q.size(1)) + ", " +
+                     std::to_string(q.size(2)) + "] (as q), got " + to_string(t.shape()));
+  }
+  if (t.dtype() != q.dtype()) throw_dtype(where, t.dtype(), name_of(q.dtype()));
+  if (t.device() != q.device()) {
+    throw DeviceError(where + ": expected on " + to_string(q.device()) + " (as q), got " +
+                      to_string(t.device()));
+  }
+  if (t.numel() > 0 && t.size(2) > 1 && t.stride(2) != 1) {
+    throw ShapeError(where + ": its last dimension must be contiguous; call contiguous() first");
+  }
+}
+
+void check_vector(const char* name, const Tensor& t, std::int64_t size, DType dtype) {
+  if (!t.defined()) return;
+  const std::string where = std::string("attention(q, k, v, key_bias, sink): ") + name;
+  if (t.rank() != 1 || (size >= 0 && t.size(0) != size)) {
+    throw ShapeError(where + ": expected [" + (size >= 0 ? std::to_string(size) : "H") + "], got " +
+                     to_string(t.shape()));
+  }
+  if (t.dtype() != dtype) throw_dtype(where, t.dtype(), name_of(dtype));
+  if (!t.is_contiguous()) throw ShapeError(where + ": expected a contiguous vector");
+}
+
+HeadRows rows_of(const Tensor& t) {
+  return {t.raw(), t.stride(0), t.size(1) > 1 ? t.stride(1) : 0};
+}
+
+const void* data_or_null(const Tensor& t) { return t.defined() ? t.raw() : nullptr; }
+
+AttentionProblem problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_bias,
+                         const Tensor& sink, const AttentionPlan& plan,
+                         const AttentionOptions& options) {
+  if (q.rank() != 3 || q.size(2) < 1) {
+    throw ShapeError("attention(q, k, v): q: expected [rows, heads, D], got " +
+                     to_string(q.shape()));
+  }
+  if (!is_floating(q.dtype())) throw_dtype("attention(q, k, v): q", q.dtype(), "f64, f32 or bf16");
+  check_rows("q", q, q);
+  check_rows("k", k, q);
+  check_rows("v", v, q);
+  if (v.size(0) != k.size(0)) {
+    throw ShapeError("attention(q, k, v): v: expected " + std::to_string(k.size(0)) +
+                     " rows (as k), got " + std::to_string(v.size(0)));
+  }
+  const DType accum = accum_dtype(q.dtype());
+  check_vector("key_bias", key_bias, k.size(0), accum);
+  check_vector("sink", sink, -1, accum);
+  if (!(options.dropout >= 0 && options.dropout < 1)) {
+    throw ConfigError("attention: dropout: expected 0 <= p < 1, got " +
+                      std::to_string(options.dropout));
+  }
+  AttentionProblem p;
+  p.q = rows_of(q);
+  p.k = rows_of(k);
+  p.v = rows_of(v);
+  p.key_bias = data_or_null(key_bias);
+  p.sink = data_or_null(sink);
+  p.sink_scale = options.sink_scale;
+  p.lo = plan.lo.data<std::int32_t>();
+  p.hi = plan.hi.data<std::int32_t>();
+  p.segments = reinterpret_cast<const AttentionSegment*>(plan.segments.data<std::int64_t>());
+  p.segment_count = plan.segments.size(0);
+  p.D = q.size(2);
+  p.anchors = plan.anchors;
+  p.scale = options.scale != 0 ? options.scale : 1.0 / std::sqrt(static_cast<double>(p.D));
+  p.dropout = options.dropout;
+  p.key = options.key;
+  p.dtype = q.dtype();
+  return p;
+}
+
+}  // namespace
+
+AttentionPlan causal_plan(std::int64_t B, std::int64_t H, std::int64_t Tq, std::int64_t Tk,
+                          const std::function<std::int64_t(std::int64_t)>& window,
+                          std::int64_t anchors, Device device) {
+  if (Tq > Tk) {
+    throw ShapeError("attention: q has " + std::to_string(Tq) + " positions, k only " +
+                     std::to_string(Tk) + "; the queries must be the last of the keys' positions");
+  }
+  AttentionPlan plan;
+  plan.slots = B * H * Tq;
+  plan.anchors = anchors;
+  Tensor segments = Tensor::zeros({B * H, 8}, DType::i64);
+  auto* s = reinterpret_cast<AttentionSegment*>(segments.data<std::int64_t>());
+  for (std::int64_t n = 0; n < B * H; ++n) {
+    s[n] = {.q_row = n / H * Tq,
+            .k_row = n / H * Tk,
+            .slot = n * Tq,
+            .range = 0,
+            .q_count = Tq,
+            .k_count = Tk,
+            .head = n % H};
+  }
+  Tensor lo = Tensor::empty({Tq}, DType::i32);
+  Tensor hi = Tensor::empty({Tq}, DType::i32);
+  for (std::int64_t i = 0; i < Tq; ++i) {
+    const std::int64_t n = Tk - Tq + i + 1;
+    const std::int64_t width = window ? std::clamp<std::int64_t>(window(n), 0, n) : n;
+    hi.data<std::int32_t>()[i] = static_cast<std::int32_t>(n);
+    lo.data<std::int32_t>()[i] = static_cast<std::int32_t>(n - width);
+  }
+  plan.segments = segments.to(device);
+  plan.lo = lo.to(device);
+  plan.hi = hi.to(device);
+  return plan;
+}
+
+AttentionPlan causal_plan(std::int64_t B, std::int64_t H, std::int64_t Tq, std::int64_t Tk,
+                          std::int64_t window, std::int64_t anchors, Device device) {
+  if (window <= 0) return causal_plan(B, H, Tq, Tk, nullptr, anchors, device);
+  return causal_plan(
+      B, H, Tq, Tk, [window](std::int64_t) { return window; }, anchors, device);
+}
+
+AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_bias,
+                          const Tensor& sink, const AttentionPlan& plan,
+                          const AttentionOptions& options) {
+  AttentionFwd args;
+  args.problem = problem(q, k, v, key_bias, sink, plan, options);
+  AttentionResult result{Tensor::empty(q.shape(), q.dtype(), q.device()),
+                         Tensor::empty({plan.slots}, accum_dtype(q.dtype()), q.device())};
+  args.out = rows_of(result.out);
+  args.lse = result.lse.raw();
+  if (args.problem.segment_count > 0) attention_fwd(q.device(), args);
+  return result;
+}
+
+AttentionGrads attention_backward(const Tensor& q, const Tensor& k, const Tensor& v,
+                                  const Tensor& key_bias, const Tensor& sink,
+                                  const AttentionPlan& plan, const AttentionOptions& options,
+                                  const AttentionResult& saved, const Tensor& dout_any,
+                                  const Tensor& dq, const Tensor& dk, const Tensor& dv) {
+  AttentionBwd args;
+  args.problem = problem(q, k, v, key_bias, sink, plan, options);
+  const Tensor dout = dout_any.contiguous();
+  check_rows("dout", dout, q);
+  check_rows("dq", dq, q);
+  check_rows("dk", dk, q);
+  check_rows("dv", dv, q);
+  const DType accum = accum_dtype(q.dtype());
+  const std::int64_t count = args.problem.segment_count;
+  const bool with_sink = sink.defined() && options.sink_scale > 0;
+  AttentionGrads grads;
+  if (key_bias.defined()) grads.dkey_bias = Tensor::zeros(key_bias.shape(), accum, q.device());
+  Tensor dsink;
+  if (with_sink) dsink = Tensor::zeros({count}, accum, q.device());
+  if (sink.defined()) grads.dsink = Tensor::zeros(sink.shape(), accum, q.device());
+  if (count == 0) return grads;
+  args.out = rows_of(saved.out);
+  args.dout = rows_of(dout);
+  args.lse = saved.lse.raw();
+  args.dq = rows_of(dq);
+  args.dk = rows_of(dk);
+  args.dv = rows_of(dv);
+  args.dkey_bias = grads.dkey_bias.defined() ? grads.dkey_bias.raw() : nullptr;
+  args.dsink = with_sink ? dsink.raw() : nullptr;
+  attention_bwd(q.device(), args);
+  if (with_sink) {
+    const Tensor host = dsink.to(kCpu).to(DType::f64);
+    const Tensor segments = plan.segments.to(kCpu);
+    Tensor total = Tensor::zeros(sink.shape(), DType::f64);
+    for (std::int64_t n = 0; n < count; ++n) {
+      const std::int64_t head = segments.data<std::int64_t>()[n * 8 + 6];
+      total.data<double>()[head] += host.data<double>()[n];
+    }
+    grads.dsink.copy_(total);
+  }
+  return grads;
+}
+
+}  // namespace proteus::ops

@@ -1,0 +1,321 @@
+#include "tensor/ops/grouped_gemm.h"
+
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "tensor/ops/tile_gemm.h"
+#include "tensor/ops/transpose.h"
+#include "tensor/parallel.h"
+#include "tensor/storage.h"
+
+namespace proteus {
+namespace {
+
+constexpr std::int64_t kBlockRows = 96;  // packed rows per task and per widened block
+
+constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
+
+/// The matrices of all groups as [K, N] in the accumulation type: as they are if that is how they
+/// lie, otherwise copied (transposed, widened). Groups without rows are left out.
+template <class T>
+class Matrices {
+ public:
+  using A = accum_t<T>;
+
+  Matrices(const void* w, std::int64_t groups, std::int64_t sequences, std::int64_t K,
+           std::int64_t N, bool trans, const std::int32_t* offsets)
+      : K_(K), N_(N) {
+    const T* from = static_cast<const T*>(w);
+    if constexpr (std::is_same_v<T, A>) {
+      if (!trans) {
+        base_ = from;
+        return;
+      }
+    }
+    storage_ =
+        std::make_unique<Storage>(static_cast<std::size_t>(groups * K * N) * sizeof(A), kCpu);
+    A* to = static_cast<A*>(storage_->data());
+    base_ = to;
+    constexpr std::int64_t kRowsAtOnce = 16;
+    const std::int64_t parts = ceil_div(K, kRowsAtOnce);
+    parallel_for(groups * parts, ceil_div(32768, kRowsAtOnce * N + 1), [&](auto begin, auto end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const std::int64_t g = i / parts;
+        if (offsets[g * sequences] == offsets[(g + 1) * sequences]) continue;
+        const std::int64_t k0 = i % parts * kRowsAtOnce;
+        copy(from + g * K * N, to + g * K * N, k0, std::min(K, k0 + kRowsAtOnce), trans);
+      }
+    });
+  }
+
+  const A* group(std::int64_t g) const { return base_ + g * K_ * N_; }
+
+ private:
+  void copy(const T* from, A* to, std::int64_t k0, std::int64_t k1, bool trans) const {
+    if (!trans) {
+      for (std::int64_t i = k0 * N_; i < k1 * N_; ++i) to[i] = A(from[i]);
+      return;
+    }
+    transpose(from + k0, K_, to + k0 * N_, N_, N_, k1 - k0);
+  }
+
+  const A* base_ = nullptr;
+  std::unique_ptr<Storage> storage_;
+  std::int64_t K_ = 0, N_ = 0;
+};
+
+/// Rows [begin, end) of x (row r is x[token[r]], or x[r] without a list), columns [first, first +
+/// count), in the accumulation type.
+template <class T, class A>
+void copy_rows(const void* x, const std::int32_t* token, std::int64_t width, std::int64_t begin,
+               std::int64_t end, std::int64_t first, std::int64_t count, std::vector<A>& out) {
+  out.resize(static_cast<std::size_t>((end - begin) * count));
+  for (std::int64_t r = begin; r < end; ++r) {
+    const T* from = static_cast<const T*>(x) + (token ? token[r] : r) * width + first;
+    A* to = out.data() + (r - begin) * count;
+    for (std::int64_t j = 0; j < count; ++j) to[j] = A(from[j]);
+  }
+}
+
+/// The same rows as the left factor of a product: read where they are, or widened into `buffer`.
+template <class T>
+tile::MatrixA<accum_t<T>> left_factor(const void* x, const std::int32_t* token, std::int64_t width,
+                                      std::int64_t begin, std::int64_t end,
+                                      std::vector<accum_t<T>>& buffer) {
+  if constexpr (std::is_same_v<T, accum_t<T>>) {
+    const T* base = static_cast<const T*>(x);
+    if (token) return {base, width, 1, token + begin};
+    return {base + begin * width, width, 1, nullptr};
+  } else {
+    copy_rows<T>(x, token, width, begin, end, 0, width, buffer);
+    return {buffer.data(), width, 1, nullptr};
+  }
+}
+
+/// A stretch of rows of one group.
+struct RowBlock {
+  std::int64_t g = 0, begin = 0, end = 0;
+};
+
+std::vector<RowBlock> row_blocks(const GroupedGather& a) {
+  std::vector<RowBlock> blocks;
+  for (std::int64_t g = 0; g < a.groups; ++g) {
+    const std::int64_t end = a.offsets[(g + 1) * a.sequences];
+    for (std::int64_t r = a.offsets[g * a.sequences]; r < end; r += kBlockRows) {
+      blocks.push_back({g, r, std::min(end, r + kBlockRows)});
+    }
+  }
+  return blocks;
+}
+
+template <class T>
+void gather_typed(const GroupedGather& a) {
+  using A = accum_t<T>;
+  const Matrices<T> w(a.w, a.groups, a.sequences, a.K, a.N, a.trans_w, a.offsets);
+  const auto blocks = row_blocks(a);
+  parallel_for(static_cast<std::int64_t>(blocks.size()), 1, [&](auto from, auto to) {
+    thread_local std::vector<A> wide;
+    thread_local std::vector<A> sums;
+    for (std::int64_t i = from; i < to; ++i) {
+      const auto [g, begin, end] = blocks[static_cast<std::size_t>(i)];
+      const auto x = left_factor<T>(a.x, a.token, a.K, begin, end, wide);
+      T* y = static_cast<T*>(a.y) + begin * a.N;
+      if constexpr (std::is_same_v<T, A>) {
+        tile::gemm<A>(end - begin, a.N, a.K, x, w.group(g), a.N, {y, a.N, nullptr}, false);
+      } else {
+        sums.resize(static_cast<std::size_t>((end - begin) * a.N));
+        tile::gemm<A>(end - begin, a.N, a.K, x, w.group(g), a.N, {sums.data(), a.N, nullptr},
+                      false);
+        for (std::size_t j = 0; j < sums.size(); ++j) y[j] = T(sums[j]);
+      }
+    }
+  });
+}
+
+// One task owns some columns of one sequence and goes through the groups in order: nobody else
+// writes there, and every token gets its heads in ascending order.
+template <class T>
+void scatter_typed(const GroupedScatter& a) {
+  using A = accum_t<T>;
+  const Matrices<T> w(a.w, a.groups, a.sequences, a.K, a.N, a.trans_w, a.offsets);
+  constexpr std::int64_t kTasks = 32;
+  constexpr std::int64_t kColumns = 64;  // what the microkernel takes at once
+  const std::int64_t strips = ceil_div(a.N, kColumns);
+  const std::int64_t parts = std::clamp<std::int64_t>(ceil_div(kTasks, a.sequences), 1, strips);
+  const std::int64_t width = ceil_div(strips, parts) * kColumns;
+  parallel_for(a.sequences * parts, 1, [&](auto from, auto to) {
+    thread_local std::vector<A> wide;
+    for (std::int64_t t = from; t < to; ++t) {
+      const std::int64_t s = t / parts;
+      const std::int64_t column = t % parts * width;
+      const std::int64_t n = std::min(width, a.N - column);
+      for (std::int64_t g = 0; g < a.groups && n > 0; ++g) {
+        const std::int64_t begin = a.offsets[g * a.sequences + s];
+        const std::int64_t end = a.offsets[g * a.sequences + s + 1];
+        if (begin == end) continue;
+        const auto y = left_factor<T>(a.y, nullptr, a.K, begin, end, wide);
+        tile::gemm<A>(end - begin, n, a.K, y, w.group(g) + column, a.N,
+                      {static_cast<A*>(a.out) + column, a.N, a.token + begin}, true);
+      }
+    }
+  });
+}
+
+// Rows [p0, p0 + p_count) of the gradient of one group, a block of packed rows at a time: always in
+// ascending order of the row, so that the cut into blocks leaves no trace.
+template <class T>
+void weight_block(const GroupedWeight& a, std::int64_t g, std::int64_t p0, std::int64_t p_count) {
+  using A = accum_t<T>;
+  thread_local std::vector<A> rows_a;
+  thread_local std::vector<A> rows_b;
+  thread_local std::vector<A> sums;
+  sums.assign(static_cast<std::size_t>(p_count * a.Q), A(0));
+  const std::int64_t stop = a.offsets[(g + 1) * a.sequences];
+  for (std::int64_t r = a.offsets[g * a.sequences]; r < stop; r += kBlockRows) {
+    const std::int64_t end = std::min(stop, r + kBlockRows);
+    copy_rows<T>(a.a, a.a_token, a.P, r, end, p0, p_count, rows_a);
+    copy_rows<T>(a.b, a.b_token, a.Q, r, end, 0, a.Q, rows_b);
+    tile::gemm<A>(p_count, a.Q, end - r, {rows_a.data(), 1, p_count, nullptr}, rows_b.data(), a.Q,
+                  {sums.data(), a.Q, nullptr}, true);
+  }
+  T* out = static_cast<T*>(a.dw) + (g * a.P + p0) * a.Q;
+  for (std::size_t i = 0; i < sums.size(); ++i) out[i] = T(sums[i]);
+}
+
+template <class T>
+void weight_typed(const GroupedWeight& a) {
+  constexpr std::int64_t kRows = 96;  // rows of dw per task
+  const std::int64_t blocks = ceil_div(a.P, kRows);
+  parallel_for(a.groups * blocks, 1, [&](auto begin, auto end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t p0 = i % blocks * kRows;
+      weight_block<T>(a, i / blocks, p0, std::min(kRows, a.P - p0));
+    }
+  });
+}
+
+void gather_cpu(const GroupedGather& a) {
+  dispatch_float(a.dtype, "grouped_gather",
+                 [&](auto tag) { gather_typed<typename decltype(tag)::type>(a); });
+}
+
+void scatter_cpu(const GroupedScatter& a) {
+  if (a.sequences == 0) return;
+  dispatch_float(a.dtype, "grouped_scatter",
+                 [&](auto tag) { scatter_typed<typename decltype(tag)::type>(a); });
+}
+
+void weight_cpu(const GroupedWeight& a) {
+  dispatch_float(a.dtype, "grouped_weight",
+                 [&](auto tag) { weight_typed<typename decltype(tag)::type>(a); });
+}
+
+void check_rows(const std::string& call, const char* name, const Tensor& t, std::int64_t rows,
+                const char* what) {
+  if (!is_floating(t.dtype())) throw_dtype(call + ": " + name, t.dtype(), "f64, f32 or bf16");
+  if (t.rank() == 2 && t.size(0) == rows) return;
+  throw ShapeError(call + ": " + name + ": expected [" + std::to_string(rows) + ", width] (" +
+                   what + "), got " + to_string(t.shape()));
+}
+
+// Returns N, the width of the result.
+std::int64_t check_weight(const std::string& call, const Tensor& w, const Tensor& x,
+                          const PackedRows& rows, bool trans) {
+  if (w.dtype() != x.dtype()) throw_dtype(call + ": w", w.dtype(), name_of(x.dtype()));
+  if (w.rank() == 3 && w.size(0) == rows.groups() && w.size(trans ? 2 : 1) == x.size(1)) {
+    return w.size(trans ? 1 : 2);
+  }
+  const std::string K = std::to_string(x.size(1));
+  throw ShapeError(call + ": w: expected [" + std::to_string(rows.groups()) + ", " +
+                   (trans ? "N, " + K : K + ", N") +
+                   "] (groups of the rows, width of the rows), got " + to_string(w.shape()));
+}
+
+}  // namespace
+
+Slot<GroupedGather> grouped_gather{"grouped_gather", gather_cpu};
+Slot<GroupedScatter> grouped_scatter{"grouped_scatter", scatter_cpu};
+Slot<GroupedWeight> grouped_weight{"grouped_weight", weight_cpu};
+
+namespace ops {
+
+Tensor grouped_gather(const Tensor& x_any, const Tensor& w_any, const PackedRows& rows,
+                      bool trans_w) {
+  const std::string call = "grouped_gather(x, w, rows)";
+  check_rows(call, "x", x_any, rows.tokens(), "tokens of the rows");
+  const std::int64_t N = check_weight(call, w_any, x_any, rows, trans_w);
+  const Tensor x = x_any.contiguous();
+  const Tensor w = w_any.contiguous();
+  Tensor y = Tensor::empty({rows.rows(), N}, x.dtype(), x.device());
+  if (y.numel() == 0) return y;
+  proteus::grouped_gather(x.device(), {.x = x.raw(),
+                                       .w = w.raw(),
+                                       .y = y.raw(),
+                                       .token = rows.token.data<std::int32_t>(),
+                                       .offsets = rows.offsets.data<std::int32_t>(),
+                                       .groups = rows.groups(),
+                                       .sequences = rows.sequences(),
+                                       .rows = rows.rows(),
+                                       .K = x.size(1),
+                                       .N = N,
+                                       .trans_w = trans_w,
+                                       .dtype = x.dtype()});
+  return y;
+}
+
+Tensor grouped_scatter(const Tensor& y_any, const Tensor& w_any, const PackedRows& rows,
+                       bool trans_w) {
+  const std::string call = "grouped_scatter(y, w, rows)";
+  check_rows(call, "y", y_any, rows.rows(), "packed rows");
+  const std::int64_t N = check_weight(call, w_any, y_any, rows, trans_w);
+  const Tensor y = y_any.contiguous();
+  const Tensor w = w_any.contiguous();
+  const DType sums = y.dtype() == DType::f64 ? DType::f64 : DType::f32;
+  Tensor out = Tensor::zeros({rows.tokens(), N}, sums, y.device());
+  if (out.numel() == 0 || y.size(0) == 0) return out.to(y.dtype());
+  proteus::grouped_scatter(y.device(), {.y = y.raw(),
+                                        .w = w.raw(),
+                                        .out = out.raw(),
+                                        .token = rows.token.data<std::int32_t>(),
+                                        .offsets = rows.offsets.data<std::int32_t>(),
+                                        .groups = rows.groups(),
+                                        .sequences = rows.sequences(),
+                                        .rows = rows.rows(),
+                                        .K = y.size(1),
+                                        .N = N,
+                                        .trans_w = trans_w,
+                                        .dtype = y.dtype()});
+  return out.to(y.dtype());
+}
+
+Tensor grouped_weight(const Tensor& a_any, bool gather_a, const Tensor& b_any, bool gather_b,
+                      const PackedRows& rows) {
+  const std::string call = "grouped_weight(a, b, rows)";
+  const auto expected = [&](bool gather) { return gather ? rows.tokens() : rows.rows(); };
+  const auto what = [](bool gather) { return gather ? "tokens of the rows" : "packed rows"; };
+  check_rows(call, "a", a_any, expected(gather_a), what(gather_a));
+  check_rows(call, "b", b_any, expected(gather_b), what(gather_b));
+  if (b_any.dtype() != a_any.dtype())
+    throw_dtype(call + ": b", b_any.dtype(), name_of(a_any.dtype()));
+  const Tensor a = a_any.contiguous();
+  const Tensor b = b_any.contiguous();
+  Tensor dw = Tensor::empty({rows.groups(), a.size(1), b.size(1)}, a.dtype(), a.device());
+  if (dw.numel() == 0) return dw;
+  proteus::grouped_weight(a.device(),
+                          {.a = a.raw(),
+                           .b = b.raw(),
+                           .dw = dw.raw(),
+                           .a_token = gather_a ? rows.token.data<std::int32_t>() : nullptr,
+                           .b_token = gather_b ? rows.token.data<std::int32_t>() : nullptr,
+                           .offsets = rows.offsets.data<std::int32_t>(),
+                           .groups = rows.groups(),
+                           .sequences = rows.sequences(),
+                           .P = a.size(1),
+                           .Q = b.size(1),
+                           .dtype = a.dtype()});
+  return dw;
+}
+
+}  // namespace ops
+}  // namespace proteus

@@ -1,0 +1,272 @@
+#include "tensor/ops/loss.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "tensor/ops/gemm.h"
+#include "tensor/parallel.h"
+#include "tensor/vmath.h"
+
+namespace proteus {
+namespace {
+
+// Elements of logits that exist at once: 64 MiB of f32, few enough to stay near the caches and
+// enough rows for the weight gradient's GEMM even at 50,000 words.
+constexpr std::int64_t kLogitsAtOnce = std::int64_t{1} << 24;
+
+// In lanes of its own: compilers do not vectorise a plain maximum of floats without -ffast-math.
+template <class T>
+accum_t<T> row_max(const T* z, std::int64_t V) {
+  using A = accum_t<T>;
+  constexpr std::int64_t kLanes = 32;
+  A lanes[kLanes];
+  std::fill_n(lanes, kLanes, -std::numeric_limits<A>::infinity());
+  std::int64_t v = 0;
+  for (; v + kLanes <= V; v += kLanes) {
+    for (std::int64_t l = 0; l < kLanes; ++l) {
+      const A value = A(z[v + l]);
+      lanes[l] = value > lanes[l] ? value : lanes[l];
+    }
+  }
+  for (; v < V; ++v) lanes[0] = A(z[v]) > lanes[0] ? A(z[v]) : lanes[0];
+  return *std::max_element(lanes, lanes + kLanes);
+}
+
+template <class T>
+double row_loss(const CrossEntropyFwd& a, std::int64_t row) {
+  using A = accum_t<T>;
+  const T* z = static_cast<const T*>(a.logits) + row * a.V;
+  T* dz = a.dlogits ? static_cast<T*>(a.dlogits) + row * a.V : nullptr;
+  const std::int64_t target = a.target[row];
+  if (target < 0) {
+    if (dz) std::fill_n(dz, a.V, T(0.0f));
+    return 0;
+  }
+  const A top = row_max<T>(z, a.V);
+  const A picked = A(z[target]);
+  A sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t v = 0; v < a.V; ++v) sum += vmath::exp(A(z[v]) - top);
+  if (dz) {
+    const A factor = static_cast<A>(a.scale);
+    const A share = factor / sum;
+#pragma omp simd
+    for (std::int64_t v = 0; v < a.V; ++v) dz[v] = T(vmath::exp(A(z[v]) - top) * share);
+    dz[target] = T((vmath::exp(picked - top) / sum - A(1)) * factor);
+  }
+  return static_cast<double>(std::log(sum) + (top - picked));
+}
+
+void cross_entropy_cpu(const CrossEntropyFwd& a) {
+  const std::int64_t grain = std::max<std::int64_t>(1, 16384 / std::max<std::int64_t>(a.V, 1));
+  dispatch_float(a.dtype, "cross_entropy_fwd", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    parallel_for(a.rows, grain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t r = begin; r < end; ++r) a.loss[r] = row_loss<T>(a, r);
+    });
+  });
+}
+
+void row_copy_cpu(const RowCopy& a) {
+  const std::int64_t grain =
+      std::max<std::int64_t>(1, 65536 / std::max<std::int64_t>(a.row_bytes, 1));
+  parallel_for(a.rows, grain, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      const std::int64_t from = a.src_row ? a.src_row[i] : i;
+      const std::int64_t to = a.dst_row ? a.dst_row[i] : i;
+      std::memcpy(static_cast<char*>(a.dst) + to * a.row_bytes,
+                  static_cast<const char*>(a.src) + from * a.row_bytes,
+                  static_cast<std::size_t>(a.row_bytes));
+    }
+  });
+}
+
+/// The targets that count, by row.
+struct Targets {
+  std::vector<std::int64_t> rows;
+  std::vector<std::int64_t> values;
+  std::int64_t all = 0;
+  std::int64_t count() const { return static_cast<std::int64_t>(rows.size()); }
+};
+
+Targets read_targets(const std::string& call, const Tensor& x, const Tensor& targets,
+                     std::int64_t V, std::int64_t ignore_index) {
+  if (targets.dtype() != DType::i32 && targets.dtype() != DType::i64) {
+    throw_dtype(call + ": targets", targets.dtype(), "i32 or i64");
+  }
+  if (targets.shape() != x.shape().without(-1)) {
+    throw ShapeError(call + ": targets: expected " + to_string(x.shape().without(-1)) + ", got " +
+                     to_string(targets.shape()) + "; the rows are " + to_string(x.shape()));
+  }
+  const Tensor host = targets.to(kCpu).to(DType::i64).contiguous();
+  const std::int64_t* t = host.data<std::int64_t>();
+  Targets out;
+  out.all = host.numel();
+  for (std::int64_t i = 0; i < out.all; ++i) {
+    if (t[i] == ignore_index) continue;
+    if (t[i] < 0 || t[i] >= V) {
+      throw ShapeError(call + ": targets: row " + std::to_string(i) + " is " +
+                       std::to_string(t[i]) + ", expected 0 to " + std::to_string(V - 1) + " or " +
+                       std::to_string(ignore_index) + " (ignored)");
+    }
+    out.rows.push_back(i);
+    out.values.push_back(t[i]);
+  }
+  return out;
+}
+
+Tensor index_tensor(const std::vector<std::int64_t>& values, Device device) {
+  return Tensor::from_data<std::int64_t>(values, {static_cast<std::int64_t>(values.size())},
+                                         device);
+}
+
+void copy_rows(const Tensor& dst, const Tensor* dst_row, const Tensor& src, const Tensor* src_row,
+               std::int64_t rows) {
+  row_copy(dst.device(),
+           {.src = src.raw(),
+            .dst = dst.raw(),
+            .src_row = src_row ? src_row->data<std::int64_t>() : nullptr,
+            .dst_row = dst_row ? dst_row->data<std::int64_t>() : nullptr,
+            .rows = rows,
+            .row_bytes = src.size(-1) * static_cast<std::int64_t>(size_of(src.dtype()))});
+}
+
+// The mean of per-row losses: summed on the host in f64, in row order.
+Tensor mean_loss(const Tensor& losses, std::int64_t count, DType dtype) {
+  const Tensor host = losses.to(kCpu);
+  const double* p = host.data<double>();
+  double sum = 0;
+  for (std::int64_t i = 0; i < host.numel(); ++i) sum += p[i];
+  return Tensor::scalar(count ? sum / static_cast<double>(count) : 0.0, dtype, losses.device());
+}
+
+DType sum_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
+void check_inputs(const std::string& call, const char* name, const Tensor& x) {
+  if (!is_floating(x.dtype())) throw_dtype(call + ": " + name, x.dtype(), "f64, f32 or bf16");
+  if (x.rank() == 0) throw ShapeError(call + ": " + name + ": expected [..., C], got []");
+}
+
+// One pass over the compacted rows h [n, C]: losses [n], and the gradients that are defined.
+void run_chunks(const Tensor& h, const Tensor& w, const Tensor& target, const Tensor& losses,
+                const Tensor& dh, const Tensor& dw) {
+  const std::int64_t n = h.size(0);
+  const std::int64_t V = w.size(0);
+  const std::int64_t most = std::max<std::int64_t>(1, kLogitsAtOnce / V);
+  const std::int64_t chunks = (n + most - 1) / most;
+  const std::int64_t chunk = (n + chunks - 1) / chunks;
+  const Tensor buffer = Tensor::empty({chunk, V}, h.dtype(), h.device());
+  const bool gradients = dh.defined() || dw.defined();
+  for (std::int64_t begin = 0; begin < n; begin += chunk) {
+    const std::int64_t end = std::min(n, begin + chunk);
+    const Tensor logits = buffer.slice(0, 0, end - begin);
+    const Tensor rows = h.slice(0, begin, end);
+    ops::gemm_into(logits, rows, w.transpose(0, 1));
+    cross_entropy_fwd(h.device(), {.logits = logits.raw(),
+                                   .target = target.data<std::int64_t>() + begin,
+                                   .loss = losses.data<double>() + begin,
+                                   .dlogits = gradients ? logits.raw() : nullptr,
+                                   .rows = end - begin,
+                                   .V = V,
+                                   .scale = 1.0 / static_cast<double>(n),
+                                   .dtype = h.dtype()});
+    if (dh.defined()) ops::gemm_into(dh.slice(0, begin, end), logits, w);
+    if (dw.defined()) ops::gemm_into(dw, logits.transpose(0, 1), rows, 1, begin == 0 ? 0 : 1);
+  }
+}
+
+}  // namespace
+
+Slot<CrossEntropyFwd> cross_entropy_fwd{"cross_entropy_fwd", cross_entropy_cpu};
+Slot<RowCopy> row_copy{"row_copy", row_copy_cpu};
+
+namespace ops {
+
+CrossEntropy cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
+                           std::int64_t ignore_index, bool want_dhidden, bool want_dweight) {
+  const std::string call = "cross_entropy(hidden, weight, targets)";
+  check_inputs(call, "hidden", hidden);
+  if (weight.dtype() != hidden.dtype()) {
+    throw_dtype(call + ": weight", weight.dtype(), name_of(hidden.dtype()));
+  }
+  const std::int64_t C = hidden.size(-1);
+  if (weight.rank() != 2 || weight.size(1) != C) {
+    throw ShapeError(call + ": weight: expected [V, " + std::to_string(C) +
+                     "] (C = hidden.shape[-1]), got " + to_string(weight.shape()) + "; hidden is " +
+                     to_string(hidden.shape()));
+  }
+  const Targets t = read_targets(call, hidden, targets, weight.size(0), ignore_index);
+  const Device device = hidden.device();
+  const DType dtype = hidden.dtype();
+  const DType wide = sum_dtype(dtype);
+  const std::int64_t n = t.count();
+  CrossEntropy out;
+  out.count = n;
+  if (n == 0) {
+    out.loss = Tensor::zeros({}, wide, device);
+    if (want_dhidden) out.dhidden = Tensor::zeros(hidden.shape(), dtype, device);
+    if (want_dweight) out.dweight = Tensor::zeros(weight.shape(), dtype, device);
+    return out;
+  }
+  const bool compact = n < t.all;
+  const Tensor all_rows = hidden.contiguous().reshape({t.all, C});
+  const Tensor index = compact ? index_tensor(t.rows, device) : Tensor();
+  Tensor h = all_rows;
+  if (compact) {
+    h = Tensor::empty({n, C}, dtype, device);
+    copy_rows(h, nullptr, all_rows, &index, n);
+  }
+  const Tensor losses = Tensor::empty({n}, DType::f64, device);
+  const Tensor dh = want_dhidden ? Tensor::empty({n, C}, wide, device) : Tensor();
+  const Tensor dw = want_dweight ? Tensor::empty(weight.shape(), wide, device) : Tensor();
+  run_chunks(h.to(wide), weight.contiguous().to(wide), index_tensor(t.values, device), losses, dh,
+             dw);
+  out.loss = mean_loss(losses, n, wide);
+  if (want_dweight) out.dweight = dw.to(dtype);
+  if (want_dhidden && !compact) out.dhidden = dh.to(dtype).reshape(hidden.shape());
+  if (want_dhidden && compact) {
+    out.dhidden = Tensor::zeros(hidden.shape(), dtype, device);
+    copy_rows(out.dhidden, &index, dh.to(dtype), nullptr, n);
+  }
+  return out;
+}
+
+CrossEntropy cross_entropy_logits(const Tensor& logits_any, const Tensor& targets,
+                                  std::int64_t ignore_index, bool want_dlogits) {
+  const std::string call = "cross_entropy_logits(logits, targets)";
+  check_inputs(call, "logits", logits_any);
+  const Tensor logits = logits_any.contiguous();
+  const std::int64_t V = logits.size(-1);
+  const Targets t = read_targets(call, logits, targets, V, ignore_index);
+  std::vector<std::int64_t> target(static_cast<std::size_t>(t.all), -1);
+  for (std::size_t i = 0; i < t.rows.size(); ++i) {
+    target[static_cast<std::size_t>(t.rows[i])] = t.values[i];
+  }
+  const Device device = logits.device();
+  CrossEntropy out;
+  out.count = t.count();
+  if (want_dlogits) out.dlogits = Tensor::empty(logits.shape(), logits.dtype(), device);
+  const Tensor losses = Tensor::empty({t.all}, DType::f64, device);
+  const Tensor target_rows = index_tensor(target, device);
+  if (t.all > 0 && V > 0) {
+    cross_entropy_fwd(device, {.logits = logits.raw(),
+                               .target = target_rows.data<std::int64_t>(),
+                               .loss = losses.data<double>(),
+                               .dlogits = want_dlogits ? out.dlogits.raw() : nullptr,
+                               .rows = t.all,
+                               .V = V,
+                               .scale = t.count() ? 1.0 / static_cast<double>(t.count()) : 0.0,
+                               .dtype = logits.dtype()});
+  } else {
+    losses.zero_();
+  }
+  out.loss = mean_loss(losses, out.count, sum_dtype(logits.dtype()));
+  return out;
+}
+
+}  // namespace ops
+}  // namespace proteus

@@ -1,0 +1,63 @@
+// Cross-entropy of a softmax, mean over the targets that are not ignored:
+//   loss = 1/n · Σ_i (log Σ_v exp(z_iv − m_i) + m_i − z_{i,t_i}),  m_i = max_v z_iv
+//   dz_iv = (softmax(z_i)_v − [v = t_i]) / n
+// Fused with the output layer, z = h·Wᵀ is made, used and dropped one chunk of rows at a time, and
+// the gradients of h and W are made in the same pass: the logits of a whole batch never exist.
+#pragma once
+
+#include "tensor/slot.h"
+#include "tensor/tensor.h"
+
+namespace proteus {
+
+/// logits [rows, V], contiguous; target[i] in [0, V), or negative: the row counts as 0. loss[i]
+/// gets the row's own loss. dlogits (may be logits itself, or null) gets dz·scale, zeros in rows
+/// that do not count.
+struct CrossEntropyFwd {
+  const void* logits = nullptr;
+  const std::int64_t* target = nullptr;
+  double* loss = nullptr;
+  void* dlogits = nullptr;
+  std::int64_t rows = 0;
+  std::int64_t V = 0;
+  double scale = 1;
+  DType dtype = DType::f32;
+};
+extern Slot<CrossEntropyFwd> cross_entropy_fwd;
+
+/// dst[dst_row[i]] = src[src_row[i]] for i in [0, rows); a null list means row i. Rows are
+/// contiguous, `row_bytes` long and apart. No destination occurs twice.
+struct RowCopy {
+  const void* src = nullptr;
+  void* dst = nullptr;
+  const std::int64_t* src_row = nullptr;
+  const std::int64_t* dst_row = nullptr;
+  std::int64_t rows = 0;
+  std::int64_t row_bytes = 0;
+};
+extern Slot<RowCopy> row_copy;
+
+namespace ops {
+
+constexpr std::int64_t kIgnoreIndex = -100;
+
+struct CrossEntropy {
+  Tensor loss;             ///< [], f64 for f64 and f32 otherwise; 0 when every target is ignored
+  std::int64_t count = 0;  ///< n, the targets that are not ignored
+  Tensor dhidden;          ///< [..., C], when asked for
+  Tensor dweight;          ///< [V, C], when asked for
+  Tensor dlogits;          ///< [..., V], when asked for
+};
+
+/// hidden [..., C], weight [V, C], targets [...] i32 or i64. Rows whose target is `ignore_index`
+/// cost nothing. Logits and sums over a row are f64 for f64 and f32 otherwise (bf16 included);
+/// the mean is summed in f64. Throws ShapeError, DTypeError; a target outside [0, V) is a
+/// ShapeError that names its row and value.
+CrossEntropy cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
+                           std::int64_t ignore_index, bool want_dhidden, bool want_dweight);
+/// logits [..., V], targets [...].
+CrossEntropy cross_entropy_logits(const Tensor& logits, const Tensor& targets,
+                                  std::int64_t ignore_index, bool want_dlogits);
+
+}  // namespace ops
+}  // namespace proteus

@@ -1,0 +1,197 @@
+#include "tensor/ops/select.h"
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+#include <vector>
+
+#include "tensor/ops/check.h"
+#include "tensor/parallel.h"
+
+namespace proteus {
+namespace {
+
+constexpr std::int64_t kRowGrain = 64;  // rows per chunk
+constexpr std::int64_t kBlock = 64;     // values looked at together
+constexpr std::int64_t kMostBest = 32;  // larger k: a partial sort instead of a list of the best
+
+template <class T>
+struct Best {
+  T value;
+  std::int32_t index;
+};
+
+// values = scores − theta; whether none is NaN.
+template <class T>
+bool adjust(const T* scores, const T* theta, std::int64_t H, T* values) {
+  int nan = 0;
+#pragma omp simd reduction(| : nan)
+  for (std::int64_t h = 0; h < H; ++h) {
+    const T v = theta ? scores[h] - theta[h] : scores[h];
+    values[h] = v;
+    nan |= v != v ? 1 : 0;
+  }
+  return nan == 0;
+}
+
+// The k best so far, best first; equal values keep the order in which they came.
+template <class T>
+class BestList {
+ public:
+  explicit BestList(std::int64_t k) : k_(k) {}
+
+  bool full() const { return size_ == k_; }
+  T worst() const { return best_[static_cast<std::size_t>(size_ - 1)].value; }
+
+  void offer(T value, std::int64_t index) {
+    if (full() && !(value > worst())) return;
+    std::int64_t at = full() ? size_ - 1 : size_++;
+    for (; at > 0 && value > best_[static_cast<std::size_t>(at - 1)].value; --at) {
+      best_[static_cast<std::size_t>(at)] = best_[static_cast<std::size_t>(at - 1)];
+    }
+    best_[static_cast<std::size_t>(at)] = {value, static_cast<std::int32_t>(index)};
+  }
+
+  void write(std::int32_t* heads) const {
+    for (std::int64_t j = 0; j < size_; ++j) {
+      heads[j] = best_[static_cast<std::size_t>(j)].index;
+    }
+    std::sort(heads, heads + size_);
+  }
+
+ private:
+  std::int64_t k_;
+  std::int64_t size_ = 0;
+  std::array<Best<T>, kMostBest> best_;
+};
+
+template <class T>
+bool any_above(const T* values, std::int64_t n, T bound) {
+  int above = 0;
+#pragma omp simd reduction(| : above)
+  for (std::int64_t i = 0; i < n; ++i) above |= values[i] > bound ? 1 : 0;
+  return above != 0;
+}
+
+// Once the list is full, a block is entered only if one of its values belongs into the list: in
+// random order that happens about k·ln(H/k) times.
+template <class T>
+void select_few(const T* values, std::int64_t H, std::int64_t k, std::int32_t* heads) {
+  BestList<T> list(k);
+  for (std::int64_t begin = 0; begin < H; begin += kBlock) {
+    const std::int64_t end = std::min(H, begin + kBlock);
+    if (list.full() && !any_above(values + begin, end - begin, list.worst())) continue;
+    for (std::int64_t h = begin; h < end; ++h) list.offer(values[h], h);
+  }
+  list.write(heads);
+}
+
+template <class T>
+void select_many(const T* values, std::int64_t H, std::int64_t k, std::vector<std::int32_t>& order,
+                 std::int32_t* heads) {
+  order.resize(static_cast<std::size_t>(H));
+  std::iota(order.begin(), order.end(), 0);
+  if (k < H) {
+    std::nth_element(order.begin(), order.begin() + k, order.end(),
+                     [values](std::int32_t a, std::int32_t b) {
+                       return values[a] > values[b] || (values[a] == values[b] && a < b);
+                     });
+    std::sort(order.begin(), order.begin() + k);
+  }
+  std::copy_n(order.begin(), k, heads);
+}
+
+template <class T>
+void topk_typed(const TopkFwd& a) {
+  constexpr std::int32_t kNone = -1;
+  const std::int64_t chunks = (a.N + kRowGrain - 1) / kRowGrain;
+  std::vector<std::int32_t> invalid(static_cast<std::size_t>(chunks), kNone);
+  parallel_for(a.N, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<T> values(static_cast<std::size_t>(a.H));
+    std::vector<std::int32_t> order;
+    for (std::int64_t n = begin; n < end; ++n) {
+      if (!adjust(static_cast<const T*>(a.scores) + n * a.H, static_cast<const T*>(a.theta), a.H,
+                  values.data())) {
+        invalid[static_cast<std::size_t>(begin / kRowGrain)] = static_cast<std::int32_t>(n);
+        return;
+      }
+      std::int32_t* heads = a.heads + n * a.k;
+      const std::int64_t k = a.count ? std::clamp<std::int64_t>(a.count[n], 0, a.k) : a.k;
+      std::fill(heads + k, heads + a.k, kNone);
+      if (k == 0) continue;
+      if (k <= kMostBest) {
+        select_few(values.data(), a.H, k, heads);
+      } else {
+        select_many(values.data(), a.H, k, order, heads);
+      }
+    }
+  });
+  const auto bad = std::find_if(invalid.begin(), invalid.end(), [](auto n) { return n != kNone; });
+  *a.invalid_row = bad == invalid.end() ? kNone : *bad;
+}
+
+void topk_cpu(const TopkFwd& a) {
+  if (a.dtype == DType::f64) {
+    topk_typed<double>(a);
+  } else {
+    topk_typed<float>(a);
+  }
+}
+
+}  // namespace
+
+Slot<TopkFwd> topk_fwd{"topk_fwd", topk_cpu};
+
+namespace ops {
+
+Tensor topk_heads(const Tensor& scores_any, std::int64_t k, const Tensor& theta_any,
+                  const Tensor& count_any) {
+  const std::string call = "topk_heads(scores, k, theta, count)";
+  if (scores_any.dtype() != DType::f32 && scores_any.dtype() != DType::f64) {
+    throw_dtype(call + ": scores", scores_any.dtype(), "f32 or f64");
+  }
+  if (scores_any.rank() != 2) {
+    throw ShapeError(call + ": scores: expected [N, H], got " + to_string(scores_any.shape()));
+  }
+  const std::int64_t N = scores_any.size(0);
+  const std::int64_t H = scores_any.size(1);
+  if (k < 1 || k > H) {
+    throw ConfigError(call + ": k: expected 1 to " + std::to_string(H) +
+                      " (= scores.shape[1]), got " + std::to_string(k));
+  }
+  if (theta_any.defined()) {
+    check_like(call, "theta", theta_any, scores_any);
+    check_shape(call, "theta", theta_any, {H}, "(= scores.shape[1])");
+  }
+  if (count_any.defined()) {
+    if (count_any.dtype() != DType::i32) throw_dtype(call + ": count", count_any.dtype(), "i32");
+    check_device(call, "count", count_any, scores_any);
+    check_shape(call, "count", count_any, {N}, "(= scores.shape[0])");
+  }
+  const Device device = scores_any.device();
+  Tensor heads = Tensor::empty({N, k}, DType::i32, device);
+  if (N == 0) return heads;
+  const Tensor scores = scores_any.contiguous();
+  const Tensor theta = theta_any.defined() ? theta_any.contiguous() : theta_any;
+  const Tensor count = count_any.defined() ? count_any.contiguous() : count_any;
+  const Tensor invalid = Tensor::empty({1}, DType::i32, device);
+  topk_fwd(device, {.scores = scores.raw(),
+                    .theta = theta.defined() ? theta.raw() : nullptr,
+                    .count = count.defined() ? count.data<std::int32_t>() : nullptr,
+                    .heads = heads.data<std::int32_t>(),
+                    .invalid_row = invalid.data<std::int32_t>(),
+                    .N = N,
+                    .H = H,
+                    .k = k,
+                    .dtype = scores.dtype()});
+  const auto row = static_cast<std::int64_t>(invalid.item());
+  if (row >= 0) {
+    throw NumericError(call + ": scores: row " + std::to_string(row) + " has a NaN" +
+                       (theta.defined() ? " after theta was subtracted" : "") + "; scores are " +
+                       to_string(scores.shape()));
+  }
+  return heads;
+}
+
+}  // namespace ops
+}  // namespace proteus

@@ -1,0 +1,36 @@
+// Selection: the k largest values of every row, for routing. A row is looked at on its own: nothing
+// of other rows enters.
+#pragma once
+
+#include "tensor/slot.h"
+#include "tensor/tensor.h"
+
+namespace proteus {
+
+/// heads [N, k]: of every row of scores − theta [N, H], the indices of its min(k, count[n]) largest
+/// values (equal values: the lower index), ascending, then −1. theta [H] and count [N] may be null
+/// (0 and k). invalid_row [1] becomes the first row with a NaN, or −1; heads then mean nothing.
+struct TopkFwd {
+  const void* scores = nullptr;
+  const void* theta = nullptr;
+  const std::int32_t* count = nullptr;
+  std::int32_t* heads = nullptr;
+  std::int32_t* invalid_row = nullptr;
+  std::int64_t N = 0;
+  std::int64_t H = 0;
+  std::int64_t k = 0;
+  DType dtype = DType::f32;
+};
+extern Slot<TopkFwd> topk_fwd;
+
+namespace ops {
+
+/// scores [N, H] f32 or f64, any strides; theta [H] of the same dtype, or undefined; 1 ≤ k ≤ H.
+/// count i32 [N]: heads of each row, clamped to [0, k]; undefined = k for all. Returns i32 [N, k]:
+/// ascending heads, then −1. Infinite scores are ordered like numbers. Throws ShapeError,
+/// DTypeError, ConfigError for k, and NumericError naming the first row that has a NaN.
+Tensor topk_heads(const Tensor& scores, std::int64_t k, const Tensor& theta = {},
+                  const Tensor& count = {});
+
+}  // namespace ops
+}  // namespace proteus

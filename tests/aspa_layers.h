@@ -1,0 +1,111 @@
+// What the tests of the ASPA layer share.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "aspa/attention.h"
+#include "autograd/tape.h"
+
+namespace proteus::testing {
+
+constexpr std::uint64_t kParameterStream = 1000;
+
+/// Every parameter drawn anew, large enough that attention, gates and sinks are far from uniform;
+/// thresholds and masses too.
+inline void randomize(AspaAttention& layer, std::uint64_t seed) {
+  RngKey key{seed, kParameterStream};
+  for (const Parameter& p : layer.parameters()) {
+    ++key.stream;
+    const double fan =
+        static_cast<double>(p.variable.value().rank() > 1 ? layer.config().width : 4);
+    const Tensor draw =
+        Tensor::randn(p.variable.shape(), key, p.variable.dtype(), 0, 1.5 / std::sqrt(fan));
+    p.variable.value().copy_(draw);
+  }
+  for (const Buffer& b : layer.buffers()) {
+    ++key.stream;
+    if (b.name == "router.theta_q" || b.name == "router.theta_k") {
+      b.tensor.copy_(Tensor::randn(b.tensor.shape(), key, b.tensor.dtype(), 0, 0.1));
+    }
+  }
+}
+
+struct TestLayer {
+  Generator init{11};
+  Generator dropout{12};
+  std::unique_ptr<AspaAttention> layer;
+
+  explicit TestLayer(const AspaConfig& config, std::uint64_t seed = 5) {
+    layer = std::make_unique<AspaAttention>(config, 0.02, init, dropout);
+    randomize(*layer, seed);
+  }
+  AspaAttention& operator*() const { return *layer; }
+  AspaAttention* operator->() const { return layer.get(); }
+};
+
+/// y and the gradients of x and of every parameter, by name; zeros where there is none.
+using Results = std::map<std::string, Tensor>;
+
+inline Results gradients(const AspaAttention& layer, const Variable& x, const Variable& y) {
+  layer.zero_grad();
+  x.zero_grad();
+  y.backward(Tensor::randn(y.shape(), {77, 1}, y.dtype()));
+  Results out{{"y", y.value()}, {"x", x.grad()}};
+  for (const Parameter& p : layer.parameters()) out[p.name] = p.variable.grad();
+  for (auto& [name, tensor] : out) {
+    if (tensor.defined()) continue;
+    for (const Parameter& p : layer.parameters()) {
+      if (p.name == name) tensor = Tensor::zeros(p.variable.shape(), p.variable.dtype());
+    }
+  }
+  layer.zero_grad();
+  return out;
+}
+
+/// Largest difference as a share of the largest number.
+inline double difference(const Tensor& a, const Tensor& b) {
+  const auto x = a.to_vector();
+  const auto y = b.to_vector();
+  if (x.size() != y.size()) return 1e9;
+  double worst = 0;
+  double size = 0.1;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    if (!std::isfinite(x[i]) || !std::isfinite(y[i])) return 1e9;
+    worst = std::max(worst, std::abs(x[i] - y[i]));
+    size = std::max(size, std::abs(y[i]));
+  }
+  return worst / size;
+}
+
+inline void expect_close(const Results& got, const Results& expected, double tolerance) {
+  ASSERT_EQ(got.size(), expected.size());
+  for (const auto& [name, tensor] : expected) {
+    ASSERT_TRUE(got.count(name)) << name;
+    EXPECT_LE(difference(got.at(name), tensor), tolerance) << name;
+  }
+}
+
+inline bool same_bits(const Tensor& a_any, const Tensor& b_any) {
+  const Tensor a = a_any.contiguous();
+  const Tensor b = b_any.contiguous();
+  return a.shape() == b.shape() && a.dtype() == b.dtype() &&
+         (a.numel() == 0 ||
+          std::memcmp(a.raw(), b.raw(), static_cast<std::size_t>(a.bytes())) == 0);
+}
+
+inline void expect_same_bits(const Results& got, const Results& expected) {
+  ASSERT_EQ(got.size(), expected.size());
+  for (const auto& [name, tensor] : expected) {
+    EXPECT_TRUE(same_bits(got.at(name), tensor)) << name;
+  }
+}
+
+}  // namespace proteus::testing

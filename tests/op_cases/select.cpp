@@ -1,0 +1,102 @@
+#include "tensor/ops/select.h"
+
+#include <array>
+#include <cmath>
+
+#include "tests/op_cases/families.h"
+
+namespace proteus::testing {
+namespace {
+
+// The chosen heads as numbers: there is no gradient.
+OpCase topk_case(std::int64_t N, std::int64_t H, std::int64_t k, bool with_theta, bool with_count) {
+  OpCase out{.op = "topk_heads",
+             .variant = std::to_string(N) + "x" + std::to_string(H) + " top " + std::to_string(k) +
+                        (with_theta ? " theta" : "") + (with_count ? " count" : ""),
+             .slots = {"topk_fwd"},
+             .inputs = {{.shape = {N, H}, .differentiable = false, .accumulation = true}},
+             .run =
+                 [=](const auto& v) {
+                   const Tensor none;
+                   const Tensor heads =
+                       ops::topk_heads(v[0].value(), k, with_theta ? v[1].value() : none,
+                                       with_count ? v[v.size() - 1].value() : none);
+                   return Variable(heads.to(v[0].dtype()));
+                 },
+             .bytes = 4.0 * static_cast<double>(N * H)};
+  if (with_theta) {
+    out.inputs.push_back({.shape = {H}, .differentiable = false, .accumulation = true});
+  }
+  if (with_count) out.inputs.push_back({.shape = {N}, .fill = Fill::index, .bound = k + 1});
+  return out;
+}
+
+}  // namespace
+
+OpFamily select_family() {
+  OpFamily family{"select", {}, {}};
+  for (const auto& [N, H, k] : std::vector<std::array<std::int64_t, 3>>{{1, 1, 1},
+                                                                        {5, 4, 2},
+                                                                        {130, 9, 3},
+                                                                        {7, 6, 6},
+                                                                        {0, 4, 2},
+                                                                        {3, 2000, 4},
+                                                                        {3, 100, 33},
+                                                                        {2, 70, 70}}) {
+    family.cases.push_back(topk_case(N, H, k, false, false));
+    family.cases.push_back(topk_case(N, H, k, true, true));
+  }
+  for (const auto& [H, k] : std::vector<std::array<std::int64_t, 2>>{{16, 2}, {2000, 4}}) {
+    OpCase large = topk_case(16384, H, k, true, false);
+    large.bench_only = true;
+    family.cases.push_back(large);
+  }
+  const auto with_nan = [](std::int64_t row) {
+    const Tensor scores = Tensor::zeros({200, 3});
+    scores.data<float>()[row * 3 + 1] = std::nanf("");
+    return scores;
+  };
+  family.errors = {
+      {"k above H",
+       [] {
+         ops::topk_heads(Tensor::zeros({2, 3}), 4);
+       },
+       "ConfigError",
+       "topk_heads(scores, k, theta, count): k: expected 1 to 3 (= scores.shape[1]), got 4"},
+      {"k of 0",
+       [] {
+         ops::topk_heads(Tensor::zeros({2, 3}), 0);
+       },
+       "ConfigError", "got 0"},
+      {"a NaN", [with_nan] { ops::topk_heads(with_nan(150), 1); }, "NumericError",
+       "topk_heads(scores, k, theta, count): scores: row 150 has a NaN; scores are [200, 3]"},
+      {"a NaN in theta",
+       [] {
+         ops::topk_heads(Tensor::zeros({2, 3}), 1, Tensor::full({3}, std::nan("")));
+       },
+       "NumericError", "scores: row 0 has a NaN after theta was subtracted"},
+      {"theta of another width",
+       [] {
+         ops::topk_heads(Tensor::zeros({2, 3}), 1, Tensor::zeros({2}));
+       },
+       "ShapeError", "theta: expected [3] (= scores.shape[1]), got [2]"},
+      {"theta of another dtype",
+       [] {
+         ops::topk_heads(Tensor::zeros({2, 3}), 1, Tensor::zeros({3}, DType::f64));
+       },
+       "DTypeError", "theta: expected dtype f32, got f64"},
+      {"bf16 scores",
+       [] {
+         ops::topk_heads(Tensor::zeros({2, 3}, DType::bf16), 1);
+       },
+       "DTypeError", "scores: expected dtype f32 or f64, got bf16"},
+      {"count of other rows",
+       [] {
+         ops::topk_heads(Tensor::zeros({2, 3}), 1, {}, Tensor::zeros({3}, DType::i32));
+       },
+       "ShapeError", "count: expected [2] (= scores.shape[0]), got [3]"},
+  };
+  return family;
+}
+
+}  // namespace proteus::testing

@@ -1,0 +1,107 @@
+// train/recall_task.h.
+#include "train/recall_task.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+#include <set>
+
+#include "tensor/error.h"
+#include "tensor/parallel.h"
+#include "tests/error_text.h"
+
+namespace proteus {
+namespace {
+
+using testing::message_of;
+
+std::vector<std::int32_t> values(const Tensor& t) {
+  const auto* p = t.data<std::int32_t>();
+  return {p, p + t.numel()};
+}
+
+TEST(RecallTask, AsksForEveryKeyOnceWithItsValue) {
+  const RecallTask task({.length = 64, .pairs = 12, .vocab = 128, .seed = 3});
+  const Batch batch = task.batch(RecallSplit::train, 5, 40);
+  ASSERT_EQ(batch.inputs.shape(), (Shape{40, 64}));
+  ASSERT_EQ(batch.inputs.dtype(), DType::i32);
+  const auto x = values(batch.inputs);
+  const auto y = values(batch.targets);
+  for (std::size_t row = 0; row < 40; ++row) {
+    const std::int32_t* r = x.data() + row * 64;
+    const std::int32_t* target = y.data() + row * 64;
+    std::map<std::int32_t, std::int32_t> pairs;
+    for (std::size_t i = 0; i < 12; ++i) {
+      EXPECT_GE(r[2 * i], 0);
+      EXPECT_LT(r[2 * i], 64);
+      EXPECT_GE(r[2 * i + 1], 64);
+      EXPECT_LT(r[2 * i + 1], 128);
+      pairs[r[2 * i]] = r[2 * i + 1];
+    }
+    ASSERT_EQ(pairs.size(), 12u) << "keys are different";
+    std::set<std::int32_t> asked;
+    for (std::size_t t = 0; t < 64; ++t) {
+      if (t < 24) {
+        EXPECT_EQ(target[t], kIgnoredTarget);
+      } else if (r[t] < 64) {
+        EXPECT_TRUE(asked.insert(r[t]).second);
+        EXPECT_EQ(target[t], pairs.at(r[t]));
+      } else {
+        EXPECT_LT(r[t], 128);
+        EXPECT_EQ(target[t], kIgnoredTarget);
+      }
+    }
+    EXPECT_EQ(asked.size(), 12u);
+  }
+}
+
+TEST(RecallTask, DependsOnSeedSplitAndIndexAlone) {
+  const RecallTaskConfig config{.length = 48, .pairs = 8, .vocab = 256, .seed = 7};
+  const RecallTask task(config);
+  const auto first = values(task.batch(RecallSplit::train, 3, 33).inputs);
+  task.batch(RecallSplit::train, 4, 5);
+  EXPECT_EQ(values(task.batch(RecallSplit::train, 3, 33).inputs), first);
+  EXPECT_NE(values(task.batch(RecallSplit::train, 4, 33).inputs), first);
+  EXPECT_NE(values(task.batch(RecallSplit::eval, 3, 33).inputs), first);
+  RecallTaskConfig other = config;
+  other.seed = 8;
+  EXPECT_NE(values(RecallTask(other).batch(RecallSplit::train, 3, 33).inputs), first);
+  set_num_threads(1);
+  EXPECT_EQ(values(task.batch(RecallSplit::train, 3, 33).inputs), first);
+  set_num_threads(0);
+}
+
+TEST(RecallTask, RowsAndPlacesDiffer) {
+  const RecallTask task({.length = 128, .pairs = 16, .vocab = 1024, .seed = 1});
+  const auto x = values(task.batch(RecallSplit::train, 0, 64).inputs);
+  const auto y = values(task.batch(RecallSplit::train, 0, 64).targets);
+  std::set<std::vector<std::int32_t>> rows;
+  std::vector<int> asked(128);
+  for (std::size_t row = 0; row < 64; ++row) {
+    rows.emplace(x.begin() + static_cast<std::ptrdiff_t>(row * 128),
+                 x.begin() + static_cast<std::ptrdiff_t>(row * 128 + 128));
+    for (std::size_t t = 0; t < 128; ++t) asked[t] += y[row * 128 + t] != kIgnoredTarget;
+  }
+  EXPECT_EQ(rows.size(), 64u);
+  for (std::size_t t = 32; t < 128; ++t) EXPECT_GT(asked[t], 0) << t;
+}
+
+TEST(RecallTask, FillsTheTightestSequence) {
+  const RecallTask task({.length = 12, .pairs = 4, .vocab = 8, .seed = 1});
+  for (const std::int32_t y : values(task.batch(RecallSplit::eval, 0, 1).targets)) {
+    EXPECT_TRUE(y == kIgnoredTarget || (y >= 4 && y < 8));
+  }
+}
+
+TEST(RecallTask, RefusesWhatDoesNotFit) {
+  const auto make = [](RecallTaskConfig config) { return [=] { RecallTask{config}; }; };
+  EXPECT_EQ(message_of<ConfigError>(make({.length = 47, .pairs = 16})),
+            "--pairs: expected at most 15 (= --length 47 / 3: key, value and query), got 16");
+  EXPECT_EQ(message_of<ConfigError>(make({.pairs = 0})), "--pairs: expected at least 1, got 0");
+  EXPECT_EQ(message_of<ConfigError>(make({.pairs = 16, .vocab = 30})),
+            "--vocab: expected an even number of at least 32 (= 2 · --pairs), got 30");
+  EXPECT_THROW(make({.pairs = 16, .vocab = 33})(), ConfigError);
+}
+
+}  // namespace
+}  // namespace proteus

@@ -1,0 +1,26 @@
+// The commands: each takes resolved, valid options and returns an exit code (0 done, 130
+// interrupted with its state saved). Errors are thrown; main.cpp turns them into exit codes.
+#pragma once
+
+#include "train/options.h"
+
+namespace proteus {
+
+constexpr int kInterrupted = 130;
+
+/// Prints what this machine has: CPU, threads, memory, caches, GPUs, the libraries this program was
+/// built with, and what is missing and how to get it.
+int run_doctor(const Options& options);
+
+/// Trains several arms on the same text, compares them and samples from each.
+int run_duel(const Options& options);
+/// Trains one model on text.
+int run_train(const Options& options);
+/// The validation loss of a checkpoint.
+int run_eval(const Options& options);
+/// Text from a checkpoint.
+int run_sample(const Options& options);
+/// Trains arms on synthetic recall and scores them.
+int run_recall(const Options& options);
+
+}  // namespace proteus

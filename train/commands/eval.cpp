@@ -1,0 +1,36 @@
+// proteus eval: the validation loss of a checkpoint, in nats per token and bits per byte.
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "train/checkpoint.h"
+#include "train/commands.h"
+#include "train/commands/model_file.h"
+#include "train/commands/text.h"
+
+namespace proteus {
+
+int run_eval(const Options& given) {
+  const LoadedModel loaded = load_model(given.checkpoint.checkpoint);
+  Options options = given;
+  options.model = loaded.options.model;
+  options.aspa = loaded.options.aspa;
+  const Dataset dataset = open_dataset(options, loaded.tokenizer);
+  RunFolder folder(options);
+  const Task task = text_task(options, dataset, static_cast<std::uint64_t>(options.common.seed));
+  const Evaluation e = task.evaluate(*loaded.model);
+  nlohmann::ordered_json json = summary_head(options);
+  json["data"] = data_json(dataset);
+  json["checkpoint"] = options.checkpoint.checkpoint;
+  json["val_loss"] = e.loss;
+  json["val_bpb"] = bits_per_byte(e.loss, dataset);
+  folder.write_summary(json);
+  Table table({"model", "params", "tokens", "val loss", "bits/byte"});
+  table.add_row({loaded.arm, format_count(static_cast<double>(loaded.model->parameter_count())),
+                 fmt::to_string(dataset.tokens(Split::validation) - 1), format_number(e.loss),
+                 format_number(bits_per_byte(e.loss, dataset))});
+  fmt::print("{}", table.text());
+  return 0;
+}
+
+}  // namespace proteus

@@ -1,0 +1,137 @@
+// proteus recall: trains every arm on a synthetic recall task and scores it.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "autograd/tape.h"
+#include "tensor/ops/gemm.h"
+#include "train/commands.h"
+#include "train/commands/text.h"
+#include "train/recall_task.h"
+
+namespace proteus {
+namespace {
+
+constexpr std::int64_t kEvalBatches = 8;
+constexpr std::int64_t kEvalRows = 256;
+
+// Answers that are right at the queries of a batch: only their rows go through the head.
+struct Score {
+  std::int64_t right = 0;
+  std::int64_t asked = 0;
+};
+
+Score score(Transformer& model, const Batch& batch) {
+  const NoGradGuard no_grad;
+  const Tensor hidden = model.hidden(batch.inputs).value().contiguous();
+  const std::int64_t C = hidden.size(2);
+  const auto* targets = batch.targets.data<std::int32_t>();
+  std::vector<std::int64_t> rows;
+  for (std::int64_t i = 0; i < batch.targets.numel(); ++i) {
+    if (targets[i] != kIgnoredTarget) rows.push_back(i);
+  }
+  const auto count = static_cast<std::int64_t>(rows.size());
+  Tensor asked = Tensor::empty({count, C});
+  for (std::int64_t r = 0; r < count; ++r) {
+    const float* row = hidden.data<float>() + rows[static_cast<std::size_t>(r)] * C;
+    std::copy(row, row + C, asked.data<float>() + r * C);
+  }
+  const Tensor logits = ops::linear(asked, model.head_weight(), {});
+  const std::int64_t V = logits.size(1);
+  Score result{0, count};
+  for (std::int64_t r = 0; r < count; ++r) {
+    const float* row = logits.data<float>() + r * V;
+    const auto best = std::max_element(row, row + V) - row;
+    result.right += best == targets[rows[static_cast<std::size_t>(r)]];
+  }
+  return result;
+}
+
+Task recall_task(const Options& options, const RecallTask& source) {
+  Task task;
+  task.vocab = options.recall.vocab;
+  task.train = [&source, rows = options.training.batch](std::int64_t i) {
+    return source.batch(RecallSplit::train, static_cast<std::uint64_t>(i), rows);
+  };
+  task.evaluate = [&source](Transformer& model) -> Evaluation {
+    const auto batch = [&](std::int64_t i) {
+      return source.batch(RecallSplit::eval, static_cast<std::uint64_t>(i), kEvalRows);
+    };
+    Score total;
+    for (std::int64_t i = 0; i < kEvalBatches; ++i) {
+      model.set_training(false);
+      const Score s = score(model, batch(i));
+      total.right += s.right;
+      total.asked += s.asked;
+    }
+    return {evaluate(model, batch, 1).loss,
+            static_cast<double>(total.right) / static_cast<double>(total.asked)};
+  };
+  task.probe = source.batch(RecallSplit::eval, 0, 4).inputs;
+  return task;
+}
+
+// The largest fall from a previous best on the way: 0 for a run that only rose.
+double largest_fall(const RunResult& r) {
+  double best = 0;
+  double fall = 0;
+  for (const RunPoint& p : r.history) {
+    best = std::max(best, p.accuracy);
+    fall = std::max(fall, best - p.accuracy);
+  }
+  return fall;
+}
+
+Table scores(const std::vector<RunResult>& results) {
+  Table table({"arm", "seed", "params", "steps", "accuracy", "largest fall", "loss", "tokens/s",
+               "MaxVio", "churn"});
+  for (const RunResult& r : results) {
+    const bool routed = r.routing.present;
+    table.add_row({r.name, fmt::to_string(r.seed), format_count(static_cast<double>(r.params)),
+                   fmt::to_string(r.steps), format_number(r.accuracy),
+                   format_number(largest_fall(r)), format_number(r.val_loss),
+                   format_count(r.tokens_per_s), routed ? format_number(r.routing.max_vio, 2) : "–",
+                   routed && r.routing.churn >= 0 ? format_number(r.routing.churn, 3) : "–"});
+  }
+  return table;
+}
+
+}  // namespace
+
+int run_recall(const Options& given) {
+  const Options options = resolved_for(given, 0);
+  RunFolder folder(options);
+  const ProgressMode mode = progress_mode(stdout, options.common.quiet);
+  std::vector<RunResult> results;
+  nlohmann::ordered_json json = summary_head(options);
+  json["task"] = {{"name", options.recall.task},
+                  {"length", options.model.context},
+                  {"pairs", options.recall.pairs},
+                  {"vocab", options.recall.vocab}};
+  json["arms"] = nlohmann::ordered_json::array();
+  for (const std::string& name : options.duel.arms) {
+    for (std::int64_t i = 0; i < options.duel.seeds; ++i) {
+      const auto seed = static_cast<std::uint64_t>(options.common.seed + i);
+      const RecallTask source(
+          {options.model.context, options.recall.pairs, options.recall.vocab, seed});
+      SessionConfig config;
+      config.label = name;
+      config.seed = seed;
+      std::unique_ptr<Transformer> model;
+      results.push_back(run_session(options, arm_named(name, "--arms"),
+                                    recall_task(options, source), config, folder, mode, model));
+      json["arms"].push_back(arm_json(results.back()));
+      folder.write_summary(json);
+      if (results.back().interrupted) {
+        fmt::print("Interrupted; what was measured so far is in {}\n", folder.path());
+        return kInterrupted;
+      }
+    }
+  }
+  fmt::print("{}", scores(results).text());
+  if (!options.common.quiet) fmt::print("Written to {}\n", folder.path());
+  return 0;
+}
+
+}  // namespace proteus

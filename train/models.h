@@ -1,0 +1,47 @@
+// From options to models: one place decides what an arm is made of.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "aspa/attention.h"
+#include "nn/transformer.h"
+#include "train/options.h"
+
+namespace proteus {
+
+/// The transformer of an arm for `vocab` ids. Throws ConfigError.
+std::unique_ptr<Transformer> make_model(const Options& options, const Arm& arm, std::int64_t vocab,
+                                        std::uint64_t seed);
+
+/// The layer's ASPA attention, or null if it is another.
+AspaAttention* aspa_layer(const Transformer& model, std::int64_t layer);
+
+/// Routing of all ASPA layers together, for reports.
+struct RoutingSummary {
+  bool present = false;  ///< false for dense models: the numbers mean nothing
+  double max_vio = 0;    ///< the worst of layers and roles
+  double entropy = 1;    ///< the lowest of layers and roles
+  std::int64_t dead_gates = 0;
+  double density = 0;  ///< mean over layers
+  double churn = -1;   ///< mean over layers and roles since the last probe; −1 if unknown
+};
+RoutingSummary routing_summary(const Transformer& model);
+
+/// Runs the model on a fixed batch in evaluation mode and compares the selections with those of the
+/// last such probe (see AspaAttention::begin_probe).
+void probe_routing(Transformer& model, const Tensor& tokens);
+
+/// The model part of a checkpoint's config.json: everything make_model needs, as JSON text, and
+/// back. `tokenizer` is Tokenizer::to_json(). Throws FileError naming `source` when the text is not
+/// what model_json writes.
+struct SavedModel {
+  Options options;
+  std::string arm;
+  std::int64_t vocab = 0;
+  std::string tokenizer;
+};
+std::string model_json(const SavedModel& saved);
+SavedModel parse_model_json(const std::string& text, const std::string& source);
+
+}  // namespace proteus

@@ -1,0 +1,270 @@
+#include "train/option_table.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "tensor/error.h"
+
+namespace proteus::detail {
+namespace {
+
+#define PROTEUS_FIELD(member) [](Options& o) -> Field { return &o.member; }
+
+using Specs = std::vector<OptionSpec>;
+
+Specs common_options() {
+  constexpr Group g = Group::common;
+  return {
+      {"device", "DEVICE", "cpu, cuda or cuda:N", g, PROTEUS_FIELD(common.device)},
+      {"threads", "N", "CPU threads; 0 = one per core", g, PROTEUS_FIELD(common.threads)},
+      {"seed", "N", "of all random numbers", g, PROTEUS_FIELD(common.seed)},
+      {"dtype", "TYPE", "of weights and activations: f32 or bf16", g, PROTEUS_FIELD(common.dtype)},
+      {"out", "DIR", "run folder; default runs/<command>-<time>", g, PROTEUS_FIELD(common.out)},
+      {"config", "FILE", "TOML file of options; the command line wins", g,
+       PROTEUS_FIELD(common.config)},
+      {"quiet", "", "print the last table only", g, PROTEUS_FIELD(common.quiet)},
+  };
+}
+
+Specs data_options() {
+  constexpr Group g = Group::data;
+  return {
+      {"data", "FILE", "text to learn; without it, a built-in text made by code", g,
+       PROTEUS_FIELD(data.file)},
+      {"tokenizer", "KIND", "char (Unicode characters) or byte", g, PROTEUS_FIELD(data.tokenizer)},
+  };
+}
+
+Specs model_options() {
+  constexpr Group g = Group::model;
+  return {
+      {"layers", "N", "transformer blocks", g, PROTEUS_FIELD(model.layers)},
+      {"width", "N", "model width C", g, PROTEUS_FIELD(model.width)},
+      {"context", "N", "tokens of a sequence T", g, PROTEUS_FIELD(model.context)},
+      {"length", "N", "tokens of a sequence T", Group::recall, PROTEUS_FIELD(model.context)},
+      {"heads", "N", "heads of dense attention; default width / head-width", g,
+       PROTEUS_FIELD(model.heads)},
+      {"head-width", "N", "width D of a head, dense and ASPA", g, PROTEUS_FIELD(model.head_width)},
+      {"mlp", "KIND", "gelu or swiglu", g, PROTEUS_FIELD(model.mlp)},
+      {"norm", "KIND", "layer or rms", g, PROTEUS_FIELD(model.norm)},
+      {"dropout", "X", "share of activations dropped in training", g, PROTEUS_FIELD(model.dropout)},
+      {"recompute", "", "save memory: recompute activations in the backward pass", g,
+       PROTEUS_FIELD(model.recompute)},
+  };
+}
+
+Specs aspa_specs() {
+  constexpr Group g = Group::aspa;
+  return {
+      {"alpha", "X", "from exact dense attention (0) to linear time (1)", g,
+       PROTEUS_FIELD(aspa.alpha)},
+      {"shared-heads", "N", "heads that are always on", g, PROTEUS_FIELD(aspa.shared_heads)},
+      {"shared-window", "N", "tokens that a shared head sees", g,
+       PROTEUS_FIELD(aspa.shared_window)},
+      {"routed-heads", "N", "heads that tokens are routed to", g, PROTEUS_FIELD(aspa.routed_heads)},
+      {"k", "N", "routed heads that a token enters", g, PROTEUS_FIELD(aspa.k)},
+      {"window", "N", "entries of a routed head's packed stream that a query sees", g,
+       PROTEUS_FIELD(aspa.window)},
+      {"anchors", "N", "first tokens that stay visible", g, PROTEUS_FIELD(aspa.anchors)},
+      {"gates-per-head", "N", "gates of each routed head", g, PROTEUS_FIELD(aspa.gates_per_head)},
+      {"routing-width", "N", "width R of the router", g, PROTEUS_FIELD(aspa.routing_width)},
+      {"lambda", "X", "initial weight of the prototypes", g, PROTEUS_FIELD(aspa.lambda)},
+      {"rope", "PART", "rotated part of routed heads: half, full or none", g,
+       PROTEUS_FIELD(aspa.rope)},
+      {"no-prototypes", "", "route without prototypes", g, PROTEUS_FIELD(aspa.no_prototypes)},
+      {"frozen-router", "", "leave the router as drawn", g, PROTEUS_FIELD(aspa.frozen_router)},
+      {"no-key-shift", "", "keys do not see the token before", g, PROTEUS_FIELD(aspa.no_key_shift)},
+      {"no-shared-gate", "", "no output gate on shared heads", g,
+       PROTEUS_FIELD(aspa.no_shared_gate)},
+      {"no-sink", "", "no learned sink in the softmax", g, PROTEUS_FIELD(aspa.no_sink)},
+      {"no-query-gate", "", "no gate on routed outputs", g, PROTEUS_FIELD(aspa.no_query_gate)},
+      {"no-key-bias", "", "no bias on routed keys", g, PROTEUS_FIELD(aspa.no_key_bias)},
+      {"no-balance", "", "do not balance the heads' loads", g, PROTEUS_FIELD(aspa.no_balance)},
+      {"balance-rate", "X", "step u of the balancing thresholds", g,
+       PROTEUS_FIELD(aspa.balance_rate)},
+      {"balance-decay", "X", "factor on the step after every update", g,
+       PROTEUS_FIELD(aspa.balance_decay)},
+      {"shared-theta", "", "one threshold for a head's queries and keys", g,
+       PROTEUS_FIELD(aspa.shared_theta)},
+      {"prototype-ema", "X", "weight of the past in the prototypes", g,
+       PROTEUS_FIELD(aspa.prototype_ema)},
+      {"dead-share", "X", "a gate under this share of the mean use is starving", g,
+       PROTEUS_FIELD(aspa.dead_share)},
+      {"dead-steps", "N", "steps of starving after which a gate is reseeded", g,
+       PROTEUS_FIELD(aspa.dead_steps)},
+  };
+}
+
+Specs training_options() {
+  constexpr Group g = Group::training;
+  return {
+      {"batch", "N", "sequences of a batch", g, PROTEUS_FIELD(training.batch)},
+      {"steps", "N", "optimizer steps", g, PROTEUS_FIELD(training.steps)},
+      {"epochs", "X", "instead of --steps: passes over the training part", g,
+       PROTEUS_FIELD(training.epochs)},
+      {"lr", "X", "largest learning rate", g, PROTEUS_FIELD(training.lr)},
+      {"min-lr", "X", "learning rate at the end of the cosine", g, PROTEUS_FIELD(training.min_lr)},
+      {"warmup", "N", "steps of linear warm-up", g, PROTEUS_FIELD(training.warmup)},
+      {"weight-decay", "X", "decoupled, on matrices", g, PROTEUS_FIELD(training.weight_decay)},
+      {"beta1", "X", "of AdamW; momentum of SGD", g, PROTEUS_FIELD(training.beta1)},
+      {"beta2", "X", "of AdamW", g, PROTEUS_FIELD(training.beta2)},
+      {"clip", "X", "largest global gradient norm; 0 = off", g, PROTEUS_FIELD(training.clip)},
+      {"optimizer", "KIND", "adamw or sgd", g, PROTEUS_FIELD(training.optimizer)},
+      {"schedule", "KIND", "cosine or constant", g, PROTEUS_FIELD(training.schedule)},
+      {"grad-accum", "N", "batches whose gradients make one step", g,
+       PROTEUS_FIELD(training.grad_accum)},
+      {"log-every", "N", "steps between lines of metrics.jsonl", g,
+       PROTEUS_FIELD(training.log_every)},
+      {"eval-every", "N", "steps between evaluations; 0 = at the end only", g,
+       PROTEUS_FIELD(training.eval_every)},
+      {"eval-batches", "N", "batches of an evaluation; 0 = the whole validation part", g,
+       PROTEUS_FIELD(training.eval_batches)},
+      {"checkpoint-every", "N", "steps between checkpoints; 0 = at the end and when interrupted", g,
+       PROTEUS_FIELD(training.checkpoint_every)},
+  };
+}
+
+Specs other_options() {
+  return {
+      {"prompt", "TEXT", "text to go on from", Group::sampling, PROTEUS_FIELD(sampling.prompt)},
+      {"sample-tokens", "N", "tokens to sample", Group::sampling,
+       PROTEUS_FIELD(sampling.sample_tokens)},
+      {"temperature", "X", "of the softmax; 0 = always the likeliest", Group::sampling,
+       PROTEUS_FIELD(sampling.temperature)},
+      {"top-k", "N", "keep the k likeliest tokens; 0 = all", Group::sampling,
+       PROTEUS_FIELD(sampling.top_k)},
+      {"top-p", "X", "keep the fewest tokens whose probabilities reach p", Group::sampling,
+       PROTEUS_FIELD(sampling.top_p)},
+      {"preset", "NAME", "tiny or baby", Group::duel, PROTEUS_FIELD(duel.preset)},
+      {"arms", "LIST", "models to compare, with commas", Group::duel, PROTEUS_FIELD(duel.arms)},
+      {"seeds", "N", "runs of every arm, with seeds seed, seed+1, …", Group::duel,
+       PROTEUS_FIELD(duel.seeds)},
+      {"task", "NAME", "mqar (multi-query associative recall)", Group::recall,
+       PROTEUS_FIELD(recall.task)},
+      {"pairs", "N", "key-value pairs of a sequence", Group::recall, PROTEUS_FIELD(recall.pairs)},
+      {"vocab", "N", "ids: half keys, half values", Group::recall, PROTEUS_FIELD(recall.vocab)},
+      {"model", "ARM", "dense, aspa or another arm of duel", Group::checkpoint,
+       PROTEUS_FIELD(checkpoint.model)},
+      {"checkpoint", "DIR", "checkpoint folder", Group::checkpoint,
+       PROTEUS_FIELD(checkpoint.checkpoint)},
+      {"resume", "", "go on from the checkpoint", Group::checkpoint,
+       PROTEUS_FIELD(checkpoint.resume)},
+      {"json", "", "print JSON instead of a table", Group::doctor, PROTEUS_FIELD(doctor.json)},
+  };
+}
+
+#undef PROTEUS_FIELD
+
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  for (std::size_t j = 0; j <= b.size(); ++j) row[j] = j;
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = row[0];
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t change = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, change});
+    }
+  }
+  return row[b.size()];
+}
+
+bool contains(const std::vector<std::string_view>& names, std::string_view name) {
+  return std::find(names.begin(), names.end(), name) != names.end();
+}
+
+}  // namespace
+
+std::string_view title_of(Group group) {
+  constexpr std::string_view kTitles[] = {"Common",   "Data", "Model",  "ASPA",       "Training",
+                                          "Sampling", "Duel", "Recall", "Checkpoint", "Doctor"};
+  return kTitles[static_cast<std::size_t>(group)];
+}
+
+const std::vector<OptionSpec>& option_specs() {
+  static const Specs specs = [] {
+    Specs all;
+    for (const auto make : {common_options, data_options, model_options, aspa_specs,
+                            training_options, other_options}) {
+      for (const OptionSpec& spec : make()) all.push_back(spec);
+    }
+    return all;
+  }();
+  return specs;
+}
+
+const std::vector<CommandSpec>& command_specs() {
+  using enum Group;
+  static const std::vector<CommandSpec> specs = {
+      {{"duel", "train dense and ASPA models on the same data and compare them"},
+       "proteus duel --preset tiny --data shakespeare.txt --arms dense,aspa --out runs/first",
+       {common, data, duel, model, aspa, training, sampling},
+       {},
+       {}},
+      {{"train", "train one model"},
+       "proteus train --model aspa --preset tiny --data shakespeare.txt --out runs/aspa",
+       {common, data, checkpoint, model, aspa, training},
+       {"preset"},
+       {}},
+      {{"eval", "loss of a checkpoint over the whole validation part"},
+       "proteus eval --checkpoint runs/aspa/checkpoint --data shakespeare.txt",
+       {common, data},
+       {"checkpoint", "batch", "eval-batches"},
+       {"tokenizer"}},
+      {{"sample", "write text with a checkpoint"},
+       "proteus sample --checkpoint runs/aspa/checkpoint --prompt \"ROMEO:\" --temperature 0.8",
+       {common, sampling},
+       {"checkpoint"},
+       {}},
+      {{"recall", "train and score models on a synthetic recall task"},
+       "proteus recall --task mqar --length 128 --pairs 16 --arms dense,dense_shift,aspa",
+       {common, recall, model, aspa, training},
+       {"arms", "seeds"},
+       {"context", "epochs"}},
+      {{"doctor", "what this machine has and what is missing"},
+       "proteus doctor --json",
+       {doctor},
+       {"device", "threads"},
+       {}},
+  };
+  return specs;
+}
+
+const CommandSpec& command_spec(std::string_view command) {
+  std::vector<std::string_view> names;
+  for (const CommandSpec& spec : command_specs()) {
+    if (spec.info.name == command) return spec;
+    names.push_back(spec.info.name);
+  }
+  throw ConfigError(
+      fmt::format("unknown command '{}'; expected one of {}", command, joined(names, ", ")));
+}
+
+std::vector<const OptionSpec*> options_of(const CommandSpec& command) {
+  std::vector<const OptionSpec*> list;
+  for (const OptionSpec& spec : option_specs()) {
+    const auto& groups = command.groups;
+    const bool in_group = std::find(groups.begin(), groups.end(), spec.group) != groups.end();
+    if ((in_group && !contains(command.without, spec.name)) || contains(command.also, spec.name)) {
+      list.push_back(&spec);
+    }
+  }
+  return list;
+}
+
+std::string nearest_name(std::string_view name, const std::vector<const OptionSpec*>& specs) {
+  std::string best;
+  std::size_t least = std::min<std::size_t>(2, name.size() / 2) + 1;  // a slip or two
+  for (const OptionSpec* spec : specs) {
+    const std::size_t distance = edit_distance(name, spec->name);
+    if (distance < least) {
+      least = distance;
+      best = spec->name;
+    }
+  }
+  return best;
+}
+
+}  // namespace proteus::detail

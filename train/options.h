@@ -1,0 +1,187 @@
+// Options of the commands as plain structs, and how they are read. Three sources, the later ones
+// win: the preset, the file given with --config (TOML, keys are the option names without dashes in
+// front), the command line. Every default below is the preset `tiny`'s.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace proteus {
+
+struct CommonOptions {
+  std::string device = "cpu";  ///< see train/device.h
+  std::int64_t threads = 0;    ///< 0 = one per core
+  std::int64_t seed = 1337;
+  std::string dtype = "f32";
+  std::string out;  ///< run folder; empty = runs/<command>-<time>
+  std::string config;
+  bool quiet = false;
+};
+
+struct DataOptions {
+  std::string file;  ///< empty = the built-in text (train/corpus.h)
+  std::string tokenizer = "char";
+};
+
+struct ModelOptions {
+  std::int64_t layers = 4;
+  std::int64_t width = 128;
+  std::int64_t context = 64;
+  std::int64_t heads = 0;        ///< of dense attention; resolved: never 0
+  std::int64_t head_width = 32;  ///< of all attention
+  std::string mlp = "gelu";
+  std::string norm = "layer";
+  double dropout = 0;
+  bool recompute = false;
+};
+
+struct AspaOptions {
+  double alpha = 1;
+  std::int64_t shared_heads = 2;
+  std::int64_t shared_window = 16;
+  std::int64_t routed_heads = 8;
+  std::int64_t k = 2;
+  std::int64_t window = 32;
+  std::int64_t anchors = 4;
+  std::int64_t gates_per_head = 4;
+  std::int64_t routing_width = 64;
+  double lambda = 5;
+  std::string rope = "half";
+  bool no_prototypes = false;
+  bool frozen_router = false;
+  bool no_key_shift = false;
+  bool no_shared_gate = false;
+  bool no_sink = false;
+  bool no_query_gate = false;
+  bool no_key_bias = false;
+  bool no_balance = false;
+  double balance_rate = 0.01;
+  double balance_decay = 1;
+  bool shared_theta = false;
+  double prototype_ema = 0.99;
+  double dead_share = 0.1;
+  std::int64_t dead_steps = 200;
+};
+
+struct TrainingOptions {
+  std::int64_t batch = 12;
+  std::int64_t steps = 2000;  ///< 0 when epochs are given
+  double epochs = 0;          ///< 0 when steps are given
+  double lr = 1e-3;
+  double min_lr = 1e-4;
+  std::int64_t warmup = 100;
+  double weight_decay = 0.1;
+  double beta1 = 0.9;
+  double beta2 = 0.99;
+  double clip = 1;  ///< 0 = off
+  std::string optimizer = "adamw";
+  std::string schedule = "cosine";
+  std::int64_t grad_accum = 1;
+  std::int64_t log_every = 10;
+  std::int64_t eval_every = 500;      ///< 0 = at the end only
+  std::int64_t eval_batches = 0;      ///< 0 = all
+  std::int64_t checkpoint_every = 0;  ///< 0 = at the end and when interrupted
+};
+
+struct SamplingOptions {
+  std::string prompt;
+  std::int64_t sample_tokens = 200;
+  double temperature = 0.8;
+  std::int64_t top_k = 0;  ///< 0 = all
+  double top_p = 1;
+};
+
+struct DuelOptions {
+  std::string preset = "tiny";
+  std::vector<std::string> arms = {"dense", "dense_gated", "aspa"};
+  std::int64_t seeds = 1;  ///< runs of every arm, with seeds seed, seed + 1, …
+};
+
+struct RecallOptions {
+  std::string task = "mqar";
+  std::int64_t pairs = 16;
+  std::int64_t vocab = 1024;
+};
+
+struct CheckpointOptions {
+  std::string model = "aspa";  ///< an arm; see arm_named
+  std::string checkpoint;      ///< folder; empty = checkpoint/ in the run folder
+  bool resume = false;
+};
+
+struct DoctorOptions {
+  bool json = false;
+};
+
+/// Everything; a command reads the parts that it has options for. The length of recall's sequences
+/// (--length) is model.context.
+struct Options {
+  std::string command;
+  CommonOptions common;
+  DataOptions data;
+  ModelOptions model;
+  AspaOptions aspa;
+  TrainingOptions training;
+  SamplingOptions sampling;
+  DuelOptions duel;
+  RecallOptions recall;
+  CheckpointOptions checkpoint;
+  DoctorOptions doctor;
+};
+
+/// Name and one-line summary of every command that parse_options knows.
+struct CommandInfo {
+  std::string_view name;
+  std::string_view summary;
+};
+std::span<const CommandInfo> command_infos();
+
+struct ParsedOptions {
+  Options options;
+  std::string help;  ///< not empty: --help was asked for, print this and stop
+};
+
+/// Reads the arguments that follow the command's name, resolves what follows from other options
+/// (heads and head width) and validates. Throws ConfigError with one line that names the option (or
+/// the config's key and line), what was expected and what was given; FileError when the config
+/// cannot be read.
+ParsedOptions parse_options(std::string_view command, const std::vector<std::string>& args);
+
+/// Throws ConfigError for the first value that makes no sense: option, expected, got.
+void validate(const Options& options);
+
+/// The options that a command has, with their values, as TOML that --config reads back to the same
+/// options. Left out: where to write (--out), --config, --quiet and --resume.
+std::string config_text(const Options& options);
+
+/// What config_text wrote, as options again; `source` is its name in messages. Throws like
+/// parse_options.
+Options options_from_text(const std::string& command, const std::string& text,
+                          const std::string& source);
+
+/// Steps of the whole run: training.steps, or training.epochs passes over `train_tokens`, rounded
+/// up.
+std::int64_t training_steps(const TrainingOptions& training, std::int64_t context,
+                            std::int64_t train_tokens);
+
+/// One of the models that are compared. Flags of the dense ones are controls; those of the ASPA
+/// ones take something away.
+struct Arm {
+  std::string_view name;
+  bool aspa = false;
+  bool key_shift = false;    ///< dense: keys read x_t + μ ⊙ x_{t−1}
+  bool output_gate = false;  ///< dense: heads are multiplied by 2σ(W_g x)
+  bool no_prototypes = false;
+  bool frozen_router = false;
+  bool no_key_shift = false;
+};
+std::span<const Arm> arms();
+/// Throws ConfigError naming `option` and listing the names when there is no such arm.
+const Arm& arm_named(std::string_view name, std::string_view option);
+/// The ASPA options of an arm: the user's, with what the arm takes away.
+AspaOptions aspa_options(const AspaOptions& options, const Arm& arm);
+
+}  // namespace proteus

@@ -1,0 +1,194 @@
+// validate: every rule about the values of options.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+#include <limits>
+
+#include "tensor/error.h"
+#include "train/device.h"
+#include "train/options.h"
+#include "train/recall_task.h"
+#include "train/sampler.h"
+
+namespace proteus {
+namespace {
+
+/// No size that makes sense is larger; products of three of them still fit into 64 bits.
+constexpr std::int64_t kMostSize = 1 << 20;
+constexpr std::int64_t kMostCount = 1'000'000'000'000;
+
+void check_range(std::string_view name, std::int64_t value, std::int64_t least, std::int64_t most) {
+  if (value >= least && value <= most) return;
+  throw ConfigError(value < least
+                        ? fmt::format("--{}: expected at least {}, got {}", name, least, value)
+                        : fmt::format("--{}: expected at most {}, got {}", name, most, value));
+}
+
+void check_unit(std::string_view name, double value) {
+  if (value >= 0 && value <= 1) return;
+  throw ConfigError(fmt::format("--{}: expected a number in [0, 1], got {}", name, value));
+}
+
+void check_below_one(std::string_view name, double value) {
+  if (value >= 0 && value < 1) return;
+  throw ConfigError(fmt::format("--{}: expected a number in [0, 1), got {}", name, value));
+}
+
+void check_not_negative(std::string_view name, double value) {
+  if (value >= 0 && std::isfinite(value)) return;
+  throw ConfigError(fmt::format("--{}: expected a number of at least 0, got {}", name, value));
+}
+
+void check_one_of(std::string_view name, std::string_view value,
+                  std::initializer_list<std::string_view> allowed) {
+  std::string list;
+  for (const std::string_view item : allowed) {
+    if (item == value) return;
+    list += fmt::format("{}{}", list.empty() ? "" : " or ", item);
+  }
+  throw ConfigError(fmt::format("--{}: expected {}, got '{}'", name, list, value));
+}
+
+void check_common(const CommonOptions& o) {
+  parse_device(o.device);
+  check_range("threads", o.threads, 0, 4096);
+  check_range("seed", o.seed, 0, std::numeric_limits<std::int64_t>::max());
+  check_one_of("dtype", o.dtype, {"f32", "bf16"});
+}
+
+void check_model(const ModelOptions& o) {
+  check_range("layers", o.layers, 1, 4096);
+  check_range("width", o.width, 1, kMostSize);
+  check_range("context", o.context, 1, std::int64_t{1} << 30);
+  check_range("heads", o.heads, 1, kMostSize);
+  check_range("head-width", o.head_width, 2, 4096);
+  if (o.head_width % 2 != 0) {
+    throw ConfigError(
+        fmt::format("--head-width: expected an even number (rotary positions turn pairs), got {}; "
+                    "--width is {}, --heads {}",
+                    o.head_width, o.width, o.heads));
+  }
+  check_one_of("mlp", o.mlp, {"gelu", "swiglu"});
+  check_one_of("norm", o.norm, {"layer", "rms"});
+  check_below_one("dropout", o.dropout);
+}
+
+void check_routed_heads(const AspaOptions& o, std::int64_t head_width) {
+  check_range("k", o.k, 1, kMostSize);
+  if (o.k > o.routed_heads) {
+    throw ConfigError(
+        fmt::format("--k: expected at most {} (= --routed-heads), got {}", o.routed_heads, o.k));
+  }
+  check_range("window", o.window, 1, std::int64_t{1} << 30);
+  check_range("gates-per-head", o.gates_per_head, 1, 4096);
+  check_range("routing-width", o.routing_width, 1, kMostSize);
+  if (o.rope == "half" && head_width % 4 != 0) {
+    throw ConfigError(
+        fmt::format("--head-width: expected a multiple of 4 (half of a routed head is "
+                    "rotated in pairs), got {}; or use --rope full",
+                    head_width));
+  }
+}
+
+void check_aspa(const AspaOptions& o, std::int64_t head_width) {
+  check_unit("alpha", o.alpha);
+  check_range("shared-heads", o.shared_heads, 0, kMostSize);
+  check_range("routed-heads", o.routed_heads, 0, kMostSize);
+  if (o.shared_heads + o.routed_heads == 0) {
+    throw ConfigError(
+        "--routed-heads: expected at least 1 when --shared-heads is 0, got 0; a layer needs a "
+        "head");
+  }
+  if (o.shared_heads > 0) check_range("shared-window", o.shared_window, 1, std::int64_t{1} << 30);
+  check_range("anchors", o.anchors, 0, std::int64_t{1} << 30);
+  check_one_of("rope", o.rope, {"half", "full", "none"});
+  if (o.routed_heads > 0) check_routed_heads(o, head_width);
+  if (!std::isfinite(o.lambda)) {
+    throw ConfigError(fmt::format("--lambda: expected a finite number, got {}", o.lambda));
+  }
+  check_not_negative("balance-rate", o.balance_rate);
+  check_unit("balance-decay", o.balance_decay);
+  check_unit("prototype-ema", o.prototype_ema);
+  check_unit("dead-share", o.dead_share);
+  check_range("dead-steps", o.dead_steps, 1, kMostCount);
+}
+
+void check_training(const TrainingOptions& o) {
+  check_range("batch", o.batch, 1, std::int64_t{1} << 30);
+  if (o.epochs != 0) {
+    if (!(o.epochs > 0) || !std::isfinite(o.epochs)) {
+      throw ConfigError(fmt::format("--epochs: expected a number above 0, got {}", o.epochs));
+    }
+  } else {
+    check_range("steps", o.steps, 1, kMostCount);
+  }
+  if (!(o.lr > 0) || !std::isfinite(o.lr)) {
+    throw ConfigError(fmt::format("--lr: expected a number above 0, got {}", o.lr));
+  }
+  check_not_negative("min-lr", o.min_lr);
+  if (o.min_lr > o.lr) {
+    throw ConfigError(
+        fmt::format("--min-lr: expected at most {} (= --lr), got {}", o.lr, o.min_lr));
+  }
+  check_range("warmup", o.warmup, 0, kMostCount);
+  check_not_negative("weight-decay", o.weight_decay);
+  check_below_one("beta1", o.beta1);
+  check_below_one("beta2", o.beta2);
+  check_not_negative("clip", o.clip);
+  check_one_of("optimizer", o.optimizer, {"adamw", "sgd"});
+  check_one_of("schedule", o.schedule, {"cosine", "constant"});
+  check_range("grad-accum", o.grad_accum, 1, kMostSize);
+  check_range("log-every", o.log_every, 1, kMostCount);
+  check_range("eval-every", o.eval_every, 0, kMostCount);
+  check_range("eval-batches", o.eval_batches, 0, kMostCount);
+  check_range("checkpoint-every", o.checkpoint_every, 0, kMostCount);
+}
+
+void check_sampling(const SamplingOptions& o) {
+  check_range("sample-tokens", o.sample_tokens, 0, std::int64_t{1} << 30);
+  const float logit = 0;
+  candidates({&logit, 1}, {o.temperature, o.top_k, o.top_p});
+}
+
+void check_arms(const DuelOptions& o) {
+  for (std::size_t i = 0; i < o.arms.size(); ++i) {
+    arm_named(o.arms[i], "--arms");
+    if (std::find(o.arms.begin(), o.arms.begin() + static_cast<std::ptrdiff_t>(i), o.arms[i]) !=
+        o.arms.begin() + static_cast<std::ptrdiff_t>(i)) {
+      throw ConfigError(fmt::format("--arms: expected every arm once, got '{}' twice", o.arms[i]));
+    }
+  }
+  if (o.arms.empty()) throw ConfigError("--arms: expected at least one arm, got an empty list");
+  check_range("seeds", o.seeds, 1, 10'000);
+}
+
+}  // namespace
+
+void validate(const Options& o) {
+  const bool recall = o.command == "recall";
+  check_common(o.common);
+  check_one_of("tokenizer", o.data.tokenizer, {"char", "byte"});
+  check_model(o.model);
+  check_aspa(o.aspa, o.model.head_width);
+  check_training(o.training);
+  check_sampling(o.sampling);
+  check_arms(o.duel);
+  arm_named(o.checkpoint.model, "--model");
+  if (recall) {
+    check_one_of("task", o.recall.task, {"mqar"});
+    RecallTask({o.model.context, o.recall.pairs, o.recall.vocab, 0});
+  }
+  if ((o.command == "eval" || o.command == "sample") && o.checkpoint.checkpoint.empty()) {
+    throw ConfigError(
+        "--checkpoint: expected the folder of a trained model, got nothing; proteus train makes "
+        "one");
+  }
+  if (o.checkpoint.resume && o.common.out.empty() && o.checkpoint.checkpoint.empty()) {
+    throw ConfigError(
+        "--resume: expected --out DIR with the run's folder beside it; it holds the checkpoint");
+  }
+}
+
+}  // namespace proteus

@@ -1,0 +1,89 @@
+// Presets and arms. `tiny` is nanoGPT's CPU configuration, `baby` its character-level one; `mqar`
+// is the configuration of `recall`.
+#include <fmt/format.h>
+
+#include "tensor/error.h"
+#include "train/option_table.h"
+
+namespace proteus {
+namespace {
+
+constexpr Arm kArms[] = {
+    {.name = "dense"},
+    {.name = "dense_gated", .output_gate = true},
+    {.name = "dense_shift", .key_shift = true},
+    {.name = "dense_shift_gated", .key_shift = true, .output_gate = true},
+    {.name = "aspa", .aspa = true},
+    {.name = "aspa_no_prototypes", .aspa = true, .no_prototypes = true},
+    {.name = "aspa_frozen", .aspa = true, .frozen_router = true},
+    {.name = "aspa_no_shift", .aspa = true, .no_key_shift = true},
+};
+
+}  // namespace
+
+std::span<const Arm> arms() { return kArms; }
+
+const Arm& arm_named(std::string_view name, std::string_view option) {
+  std::vector<std::string_view> names;
+  for (const Arm& arm : kArms) {
+    if (arm.name == name) return arm;
+    names.push_back(arm.name);
+  }
+  throw ConfigError(
+      fmt::format("{}: expected one of {}, got '{}'", option, detail::joined(names, ", "), name));
+}
+
+AspaOptions aspa_options(const AspaOptions& options, const Arm& arm) {
+  AspaOptions result = options;
+  result.no_prototypes = result.no_prototypes || arm.no_prototypes;
+  result.frozen_router = result.frozen_router || arm.frozen_router;
+  result.no_key_shift = result.no_key_shift || arm.no_key_shift;
+  return result;
+}
+
+namespace detail {
+namespace {
+
+void set_baby(Options& o) {
+  o.model.layers = 6;
+  o.model.width = 384;
+  o.model.context = 256;
+  o.model.head_width = 64;
+  o.model.dropout = 0.2;
+  o.aspa.shared_window = 64;
+  o.aspa.routed_heads = 16;
+  o.aspa.window = 128;
+  o.training.batch = 64;
+  o.training.steps = 5000;
+  o.training.eval_every = 250;
+}
+
+void set_mqar(Options& o) {
+  o.model.layers = 2;
+  o.model.context = 128;
+  o.aspa.window = 64;
+  o.training.batch = 128;
+  o.training.steps = 3000;
+  o.training.min_lr = 0;
+  o.training.warmup = 200;
+  o.training.beta2 = 0.999;
+  o.duel.arms = {"dense", "dense_shift", "aspa", "aspa_no_prototypes"};
+}
+
+}  // namespace
+
+void apply_preset(Options& options, std::string_view preset, Levels& levels) {
+  if (preset == "baby") {
+    set_baby(options);
+  } else if (preset == "mqar") {
+    set_mqar(options);
+  } else if (preset != "tiny") {
+    throw ConfigError(fmt::format("--preset: expected tiny or baby, got '{}'", preset));
+  }
+  options.duel.preset = preset;
+  // A head width given by the preset yields to a number of heads given by the user.
+  levels["head-width"] = kPresetLevel;
+}
+
+}  // namespace detail
+}  // namespace proteus

@@ -1,0 +1,275 @@
+#include "train/session.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <nlohmann/json.hpp>
+
+#include "tensor/error.h"
+#include "train/checkpoint.h"
+#include "train/sampler.h"
+#include "train/signals.h"
+
+namespace proteus {
+namespace {
+
+using nlohmann::ordered_json;
+
+constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();  // becomes null in JSON
+constexpr std::uint64_t kSampleStream = std::uint64_t{3} << 40;
+constexpr std::int64_t kProbeRows = 4;
+
+TrainerConfig trainer_config(const TrainingOptions& o) {
+  TrainerConfig c;
+  c.steps = o.steps;
+  c.lr = o.lr;
+  c.min_lr = o.min_lr;
+  c.warmup = o.warmup;
+  c.cosine = o.schedule == "cosine";
+  c.adamw = o.optimizer == "adamw";
+  c.beta1 = o.beta1;
+  c.beta2 = o.beta2;
+  c.weight_decay = o.weight_decay;
+  c.clip = o.clip;
+  c.grad_accum = o.grad_accum;
+  return c;
+}
+
+/// Everything of a run that the loop below touches.
+struct Session {
+  const Options& options;
+  const Arm& arm;
+  const Task& task;
+  const SessionConfig& config;
+  RunFolder& folder;
+  Transformer& model;
+  Trainer& trainer;
+  Progress& progress;
+  RunResult result;
+  double interval_loss = 0;  // summed since the last log line
+  std::int64_t interval_steps = 0;
+
+  void save() const {
+    if (config.checkpoint.empty()) return;
+    const SavedModel saved{options, std::string(arm.name), task.vocab, task.tokenizer};
+    save_checkpoint(config.checkpoint, {model_json(saved), trainer.state_json(),
+                                        module_tensors(model), trainer.optimizer_tensors()});
+  }
+
+  ordered_json line() const {
+    ordered_json json;
+    json["arm"] = config.label;
+    json["seed"] = config.seed;
+    json["step"] = trainer.steps_done();
+    return json;
+  }
+
+  void log_step(const StepResult& step) {
+    interval_loss += step.loss;
+    ++interval_steps;
+    const std::int64_t done = trainer.steps_done();
+    if (done % options.training.log_every != 0 && !trainer.finished()) return;
+    result.train_loss = interval_loss / static_cast<double>(interval_steps);
+    interval_loss = 0;
+    interval_steps = 0;
+    ordered_json json = line();
+    json["loss"] = step.loss;
+    json["lr"] = step.lr;
+    json["grad_norm"] = step.grad_norm;
+    json["tokens_per_s"] = progress.tokens_per_second();
+    add_routing(json);
+    folder.log(json);
+  }
+
+  void add_routing(ordered_json& json) const {
+    const RoutingSummary r = routing_summary(model);
+    if (!r.present) return;
+    json["maxvio"] = r.max_vio;
+    json["entropy"] = r.entropy;
+    json["dead_gates"] = r.dead_gates;
+    json["density"] = r.density;
+  }
+
+  void evaluate_now() {
+    progress.pause();
+    const Evaluation e = task.evaluate(model);
+    if (task.probe.defined()) probe_routing(model, task.probe);
+    const RoutingSummary routing = routing_summary(model);
+    result.val_loss = e.loss;
+    result.accuracy = e.accuracy;
+    result.best_val_loss = result.history.empty() ? e.loss : std::min(result.best_val_loss, e.loss);
+    result.history.push_back(
+        {trainer.steps_done(), e.loss, e.accuracy, routing.max_vio, routing.churn});
+    ordered_json json = line();
+    json["val_loss"] = e.loss;
+    if (e.accuracy >= 0) json["accuracy"] = e.accuracy;
+    if (routing.present) json["churn"] = routing.churn >= 0 ? routing.churn : kUnknown;
+    folder.log(json);
+    std::string note = fmt::format("{}: step {}: validation loss {}", config.label,
+                                   trainer.steps_done(), format_number(e.loss));
+    if (e.accuracy >= 0) note += ", accuracy " + format_number(e.accuracy);
+    progress.note(note);
+    progress.resume();
+  }
+
+  bool due(std::int64_t every) const {
+    return every > 0 && trainer.steps_done() % every == 0 && !trainer.finished();
+  }
+
+  void run() {
+    while (!trainer.finished()) {
+      if (interrupted()) {
+        result.interrupted = true;
+        break;
+      }
+      const StepResult step = trainer.step();
+      progress.step(trainer.steps_done(), step.loss, step.tokens);
+      result.tokens += step.tokens;
+      log_step(step);
+      if (due(options.training.eval_every)) evaluate_now();
+      if (due(options.training.checkpoint_every)) save();
+    }
+    if (!result.interrupted) evaluate_now();
+    save();
+  }
+};
+
+void describe_model(const Transformer& model, std::int64_t context, RunResult& result) {
+  result.params = model.parameter_count();
+  result.active_params = model.active_parameter_count();
+  result.attention_flops_per_token = model.attention_flops_per_token(context);
+  result.total_flops_per_token = model.total_flops_per_token(context);
+}
+
+}  // namespace
+
+Task text_task(const Options& options, const Dataset& dataset, std::uint64_t seed) {
+  const std::int64_t context = options.model.context;
+  const std::int64_t rows = options.training.batch;
+  dataset.check_context(context);
+  std::int64_t count = dataset.sequential_batches(Split::validation, rows, context);
+  if (options.training.eval_batches > 0) count = std::min(count, options.training.eval_batches);
+  Task task;
+  task.train = [&dataset, seed, rows, context](std::int64_t i) {
+    return dataset.random_batch(seed, static_cast<std::uint64_t>(i), rows, context);
+  };
+  task.evaluate = [&dataset, rows, context, count](Transformer& model) -> Evaluation {
+    const auto batch = [&](std::int64_t i) {
+      return dataset.sequential_batch(Split::validation, i, rows, context);
+    };
+    return {evaluate(model, batch, count).loss, -1};
+  };
+  task.vocab = dataset.tokenizer().vocab();
+  task.tokenizer = dataset.tokenizer().to_json();
+  task.probe =
+      dataset.sequential_batch(Split::validation, 0, std::min(rows, kProbeRows), context).inputs;
+  return task;
+}
+
+RunResult run_session(const Options& options, const Arm& arm, const Task& task,
+                      const SessionConfig& config, RunFolder& folder, ProgressMode mode,
+                      std::unique_ptr<Transformer>& model) {
+  reset_peak_memory(DeviceType::cpu);
+  model = make_model(options, arm, task.vocab, config.seed);
+  Trainer trainer(*model, trainer_config(options.training), task.train);
+  if (config.resume) {
+    const Checkpoint saved = load_checkpoint(config.checkpoint);
+    restore_module(*model, saved.model, config.checkpoint);
+    trainer.restore(saved.optimizer, saved.state, config.checkpoint);
+  }
+  Progress progress(config.label, options.training.steps, options.training.log_every, mode, stdout,
+                    trainer.steps_done());
+  Session session{options, arm, task, config, folder, *model, trainer, progress, {}, 0, 0};
+  RunResult& result = session.result;
+  result.name = arm.name;
+  result.seed = config.seed;
+  describe_model(*model, options.model.context, result);
+  session.run();
+  result.steps = trainer.steps_done();
+  result.tokens_per_s = progress.tokens_per_second();
+  result.routing = routing_summary(*model);
+  result.peak_memory_bytes = memory_stats(DeviceType::cpu).peak_bytes;
+  return result;
+}
+
+std::int64_t checkpoint_step(const std::string& checkpoint) {
+  const auto json = nlohmann::json::parse(load_checkpoint(checkpoint).state, nullptr, false);
+  if (!json.is_object() || !json.contains("step") || !json["step"].is_number_unsigned()) {
+    throw FileError(checkpoint + ": state.json: expected the counter \"step\"");
+  }
+  return json["step"];
+}
+
+std::string generate(Transformer& model, const Tokenizer& tokenizer, const SamplingOptions& options,
+                     std::uint64_t seed) {
+  std::vector<std::int32_t> ids;
+  if (!options.prompt.empty()) {
+    ids = tokenizer.encode_option(options.prompt, "--prompt");
+  } else {
+    try {
+      ids = tokenizer.encode_option("\n", "--prompt");
+    } catch (const ConfigError&) {
+      ids = {0};  // a text without line breaks
+    }
+  }
+  const bool training = model.training();
+  model.set_training(false);
+  const SamplerConfig config{options.temperature, options.top_k, options.top_p};
+  const std::size_t start = options.prompt.empty() ? ids.size() : 0;
+  for (std::int64_t i = 0; i < options.sample_tokens; ++i) {
+    const auto count =
+        std::min<std::int64_t>(static_cast<std::int64_t>(ids.size()), model.config().context);
+    const std::span<const std::int32_t> window(
+        ids.data() + (ids.size() - static_cast<std::size_t>(count)),
+        static_cast<std::size_t>(count));
+    const Tensor logits = model.last_logits(Tensor::from_data<std::int32_t>(window, {1, count}));
+    const std::span<const float> row(logits.data<float>(),
+                                     static_cast<std::size_t>(logits.numel()));
+    ids.push_back(sample_token(row, config, {seed, kSampleStream}, static_cast<std::uint64_t>(i)));
+  }
+  model.set_training(training);
+  return tokenizer.decode(std::span(ids).subspan(start));
+}
+
+ordered_json arm_json(const RunResult& r) {
+  ordered_json json;
+  json["name"] = r.name;
+  json["seed"] = r.seed;
+  json["params"] = r.params;
+  json["active_params"] = r.active_params;
+  json["steps"] = r.steps;
+  json["tokens"] = r.tokens;
+  json["train_loss"] = r.train_loss;
+  json["val_loss"] = r.val_loss;
+  json["best_val_loss"] = r.best_val_loss;
+  if (r.accuracy >= 0) json["accuracy"] = r.accuracy;
+  json["tokens_per_s"] = r.tokens_per_s;
+  json["attention_flops_per_token"] = r.attention_flops_per_token;
+  json["total_flops_per_token"] = r.total_flops_per_token;
+  json["peak_memory_bytes"] = r.peak_memory_bytes;
+  if (r.routing.present) {
+    json["routing"] = {{"maxvio", r.routing.max_vio},
+                       {"dead_gates", r.routing.dead_gates},
+                       {"density", r.routing.density},
+                       {"entropy", r.routing.entropy},
+                       {"churn", r.routing.churn >= 0 ? r.routing.churn : kUnknown}};
+  } else {
+    json["routing"] = nullptr;
+  }
+  ordered_json history = ordered_json::array();
+  for (const RunPoint& p : r.history) {
+    ordered_json point{{"step", p.step}, {"val_loss", p.loss}};
+    if (p.accuracy >= 0) point["accuracy"] = p.accuracy;
+    if (r.routing.present) {
+      point["maxvio"] = p.max_vio;
+      point["churn"] = p.churn >= 0 ? p.churn : kUnknown;
+    }
+    history.push_back(point);
+  }
+  json["history"] = history;
+  return json;
+}
+
+}  // namespace proteus

@@ -1,0 +1,143 @@
+#include "train/trainer.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "autograd/tape.h"
+#include "optim/adamw.h"
+#include "optim/clip.h"
+#include "optim/schedule.h"
+#include "optim/sgd.h"
+#include "tensor/error.h"
+
+namespace proteus {
+namespace {
+
+std::vector<ParameterRef> parameter_refs(const Module& model) {
+  std::vector<ParameterRef> refs;
+  for (const Parameter& p : model.parameters()) refs.push_back({p.name, p.variable, p.decay});
+  return refs;
+}
+
+std::unique_ptr<Optimizer> make_optimizer(const Module& model, const TrainerConfig& c) {
+  if (!c.adamw) return std::make_unique<Sgd>(parameter_refs(model), c.beta1, c.weight_decay);
+  return std::make_unique<AdamW>(parameter_refs(model),
+                                 AdamWConfig{c.beta1, c.beta2, 1e-8, c.weight_decay});
+}
+
+std::int64_t count_targets(const Tensor& targets) {
+  const auto* t = targets.data<std::int32_t>();
+  std::int64_t n = 0;
+  for (std::int64_t i = 0; i < targets.numel(); ++i) n += t[i] != kIgnoredTarget;
+  return n;
+}
+
+void check_finite(const char* what, double value, std::int64_t step) {
+  if (std::isfinite(value)) return;
+  throw NumericError(fmt::format(
+      "training: the {} became {} at step {}; try a smaller --lr, a longer --warmup or --clip 1",
+      what, value, step + 1));
+}
+
+/// Evaluation mode until the end of the scope.
+class EvaluationMode {
+ public:
+  explicit EvaluationMode(Module& module) : module_(module), before_(module.training()) {
+    module_.set_training(false);
+  }
+  ~EvaluationMode() { module_.set_training(before_); }
+  EvaluationMode(const EvaluationMode&) = delete;
+  EvaluationMode& operator=(const EvaluationMode&) = delete;
+
+ private:
+  Module& module_;
+  bool before_;
+};
+
+}  // namespace
+
+Trainer::Trainer(Transformer& model, const TrainerConfig& config, BatchSource batch)
+    : model_(model),
+      config_(config),
+      batch_(std::move(batch)),
+      optimizer_(make_optimizer(model, config)) {}
+
+double Trainer::learning_rate() const {
+  const std::int64_t step = steps_done();
+  if (!config_.cosine) return constant_lr(step, config_.lr, config_.warmup);
+  return cosine_lr(step, config_.steps, config_.lr, config_.min_lr, config_.warmup);
+}
+
+StepResult Trainer::step() {
+  model_.set_training(true);
+  optimizer_->zero_grad();
+  const std::int64_t step = steps_done();
+  StepResult result;
+  result.lr = learning_rate();
+  const double share = 1.0 / static_cast<double>(config_.grad_accum);
+  for (std::int64_t i = 0; i < config_.grad_accum; ++i) {
+    const Batch batch = batch_(step * config_.grad_accum + i);
+    const Variable loss = model_.loss(batch.inputs, batch.targets, kIgnoredTarget);
+    const double value = loss.value().item();
+    check_finite("loss", value, step);
+    loss.backward(Tensor::full(loss.shape(), share, loss.dtype(), loss.device()));
+    result.loss += value * share;
+    result.tokens += batch.inputs.numel();
+  }
+  result.grad_norm = gradient_norm(optimizer_->parameters());
+  check_finite("gradient norm", result.grad_norm, step);
+  optimizer_->step(result.lr, clip_scale(result.grad_norm, config_.clip));
+  optimizer_->zero_grad();
+  model_.after_step();
+  return result;
+}
+
+std::string Trainer::state_json() const {
+  return nlohmann::json{{"step", steps_done()}, {"dropout_stream", model_.generator().stream()}}
+      .dump(2);
+}
+
+void Trainer::restore(const NamedTensors& tensors, const std::string& state,
+                      const std::string& source) {
+  const auto json = nlohmann::json::parse(state, nullptr, false);
+  if (!json.is_object() || !json.contains("step") || !json["step"].is_number_unsigned() ||
+      !json.contains("dropout_stream") || !json["dropout_stream"].is_number_unsigned()) {
+    throw FileError(source + ": state.json: expected the counters \"step\" and \"dropout_stream\"");
+  }
+  const std::map<std::string, Tensor> given(tensors.begin(), tensors.end());
+  const NamedTensors own = optimizer_->state();
+  for (const auto& [name, tensor] : own) {
+    const auto found = given.find(name);
+    if (found == given.end() || found->second.shape() != tensor.shape() ||
+        found->second.dtype() != tensor.dtype()) {
+      throw FileError(fmt::format("{}: optimizer: \"{}\": expected {}, got {}", source, name,
+                                  describe(tensor),
+                                  found == given.end() ? "nothing" : describe(found->second)));
+    }
+  }
+  for (const auto& [name, tensor] : own) tensor.copy_(given.at(name));
+  optimizer_->set_steps(json["step"]);
+  model_.generator().set_stream(json["dropout_stream"]);
+}
+
+EvalResult evaluate(Transformer& model, const BatchSource& batch, std::int64_t count) {
+  const EvaluationMode mode(model);
+  const NoGradGuard no_grad;
+  EvalResult result;
+  double sum = 0;
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Batch b = batch(i);
+    const std::int64_t targets = count_targets(b.targets);
+    if (targets == 0) continue;
+    sum += model.loss(b.inputs, b.targets, kIgnoredTarget).value().item() *
+           static_cast<double>(targets);
+    result.targets += targets;
+  }
+  if (result.targets > 0) result.loss = sum / static_cast<double>(result.targets);
+  return result;
+}
+
+}  // namespace proteus

@@ -1,0 +1,75 @@
+// Trainer: one model, one optimizer, a source of batches. A step is a pure function of its number
+// and of the state that a checkpoint keeps, so that a resumed run repeats the losses of one that
+// never stopped, bit for bit.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "nn/transformer.h"
+#include "optim/optimizer.h"
+#include "train/batch.h"
+#include "train/safetensors.h"
+
+namespace proteus {
+
+using BatchSource = std::function<Batch(std::int64_t)>;
+
+struct TrainerConfig {
+  std::int64_t steps = 0;
+  double lr = 1e-3;
+  double min_lr = 1e-4;
+  std::int64_t warmup = 100;
+  bool cosine = true;  ///< otherwise constant after the warm-up
+  bool adamw = true;   ///< otherwise SGD with momentum beta1
+  double beta1 = 0.9;
+  double beta2 = 0.99;
+  double weight_decay = 0.1;
+  double clip = 1;              ///< largest global gradient norm; 0 = do not clip
+  std::int64_t grad_accum = 1;  ///< batches whose mean gradient makes one step
+};
+
+struct StepResult {
+  double loss = 0;       ///< nats per target, before the update
+  double grad_norm = 0;  ///< before clipping
+  double lr = 0;
+  std::int64_t tokens = 0;
+};
+
+class Trainer {
+ public:
+  /// `batch(i)` returns the i-th batch of the run, whatever was asked before. The model must
+  /// outlive the trainer.
+  Trainer(Transformer& model, const TrainerConfig& config, BatchSource batch);
+
+  /// Forward, backward, clip, update, routing update. Throws NumericError when the loss or the
+  /// gradient is not finite; parameters and optimizer are then as they were before the step.
+  StepResult step();
+  std::int64_t steps_done() const { return optimizer_->steps(); }
+  bool finished() const { return steps_done() >= config_.steps; }
+
+  /// What a checkpoint keeps besides the model: the optimizer's tensors, and counters as JSON text.
+  NamedTensors optimizer_tensors() const { return optimizer_->state(); }
+  std::string state_json() const;
+  /// Throws FileError naming `source` when something is missing or does not fit.
+  void restore(const NamedTensors& optimizer, const std::string& state, const std::string& source);
+
+ private:
+  double learning_rate() const;
+
+  Transformer& model_;
+  TrainerConfig config_;
+  BatchSource batch_;
+  std::unique_ptr<Optimizer> optimizer_;
+};
+
+struct EvalResult {
+  double loss = 0;  ///< mean over targets, nats
+  std::int64_t targets = 0;
+};
+/// Mean loss over batches 0 … count − 1 in evaluation mode, weighted by their targets. The model's
+/// mode is as before afterwards. Nothing of the model changes.
+EvalResult evaluate(Transformer& model, const BatchSource& batch, std::int64_t count);
+
+}  // namespace proteus
