@@ -7,10 +7,15 @@ namespace proteus {
 
 namespace {
 
-Tensor value_or_none(const Variable& v) { return v.defined() ? v.value() : Tensor(); }
+Tensor vector_or_none(const Variable& v) { return v.defined() ? v.value().contiguous() : Tensor(); }
+
+// The kernels want the width contiguous; rows and heads may be strided.
+Tensor with_contiguous_width(const Tensor& x) {
+  return x.rank() > 0 && x.size(-1) > 1 && x.stride(-1) != 1 ? x.contiguous() : x;
+}
 
 Tensor with_rows(const Tensor& x) {  // [B, T, H, D] → [B·T, H, D]
-  return x.reshape({x.size(0) * x.size(1), x.size(2), x.size(3)});
+  return with_contiguous_width(x).reshape({x.size(0) * x.size(1), x.size(2), x.size(3)});
 }
 
 Tensor part(const Tensor& qkv, int i) { return with_rows(qkv.select(2, i)); }
@@ -20,12 +25,15 @@ Tensor part(const Tensor& qkv, int i) { return with_rows(qkv.select(2, i)); }
 Variable attention(const Variable& q, const Variable& k, const Variable& v,
                    const Variable& key_bias, const Variable& sink, const AttentionPlan& plan,
                    const AttentionOptions& options) {
-  auto fwd = ops::attention(q.value(), k.value(), v.value(), value_or_none(key_bias),
-                            value_or_none(sink), plan, options);
+  const Tensor qv = with_contiguous_width(q.value());
+  const Tensor kv = with_contiguous_width(k.value());
+  const Tensor vv = with_contiguous_width(v.value());
+  const Tensor bias = vector_or_none(key_bias);
+  const Tensor sinks = vector_or_none(sink);
+  auto fwd = ops::attention(qv, kv, vv, bias, sinks, plan, options);
   return record(
       "attention", {q, k, v, key_bias, sink}, fwd.out,
-      {q.value(), k.value(), v.value(), value_or_none(key_bias), value_or_none(sink), fwd.out,
-       fwd.lse, plan.segments, plan.lo, plan.hi},
+      {qv, kv, vv, bias, sinks, fwd.out, fwd.lse, plan.segments, plan.lo, plan.hi},
       [options, anchors = plan.anchors, slots = plan.slots](const Backward& ctx) -> Gradients {
         const AttentionPlan p{ctx.saved(7), ctx.saved(8), ctx.saved(9), slots, anchors};
         const auto zeros = [&](int i) {

@@ -7,6 +7,7 @@ if(NOT CMAKE_BUILD_TYPE)
   set(CMAKE_BUILD_TYPE Release CACHE STRING "" FORCE)
 endif()
 set(CMAKE_CXX_FLAGS_RELEASE "-O3")
+set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O1 -g1")
 
 find_program(PROTEUS_CCACHE ccache)
 if(PROTEUS_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
@@ -18,8 +19,10 @@ set(cxx "$<COMPILE_LANGUAGE:CXX>")
 target_compile_options(proteus_flags INTERFACE
   "$<${cxx}:-Wall;-Wextra;-Wpedantic;-Wshadow;-march=${PROTEUS_ARCH};-fno-math-errno;-fno-trapping-math>")
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
-  # g++ 12 warns of an overflow inside fmt 9's constant evaluation that cannot happen.
-  target_compile_options(proteus_flags INTERFACE "$<${cxx}:-Wno-stringop-overflow>")
+  # g++ 12 warns of overflows that cannot happen: inside fmt 9's constant evaluation, and in
+  # "text" + std::to_string(n).
+  target_compile_options(proteus_flags INTERFACE
+    "$<${cxx}:-Wno-stringop-overflow;-Wno-restrict>")
 endif()
 if(PROTEUS_WERROR)
   target_compile_options(proteus_flags INTERFACE "$<${cxx}:-Werror>")
@@ -34,6 +37,15 @@ if(proteus_macros MATCHES "__AVX512F__")
   if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
     target_compile_options(proteus_flags INTERFACE "$<${cxx}:-mtune=skylake-avx512>")
   endif()
+endif()
+
+if(PROTEUS_SANITIZE)
+  add_compile_options(-fsanitize=${PROTEUS_SANITIZE} -fno-omit-frame-pointer)
+  add_link_options(-fsanitize=${PROTEUS_SANITIZE})
+endif()
+if(CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+  # clang warns where it leaves an `omp simd` loop scalar, as it does without optimisation.
+  target_compile_options(proteus_flags INTERFACE "$<${cxx}:-Wno-pass-failed>")
 endif()
 
 # `#pragma omp simd` needs the flag in every room; OpenMP's runtime is linked by tensor alone.

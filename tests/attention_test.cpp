@@ -214,24 +214,30 @@ TEST(Attention, GradientsOfRandomSegments) {
   }
 }
 
-// Both backward schedules (by segment, by tile) must give the same numbers.
+// Long segments are cut into tasks where there are few of them, and not where there are many.
 TEST(Attention, ManyEqualSegmentsGiveTheGradientsOfFew) {
-  const std::int64_t T = 150;
-  const Tensor few = Tensor::randn({2, T, 3, 3, 8}, {7, 1}, DType::f64);
-  Tensor many = Tensor::empty({12, T, 3, 3, 8}, DType::f64);
-  for (std::int64_t b = 0; b < 12; ++b) many.select(0, b).copy_(few.select(0, b % 2));
-  AttentionOptions options;
-  options.window = 37;
-  options.anchors = 3;
-  const Tensor dout = Tensor::randn({2, T, 3, 8}, {7, 2}, DType::f64);
-  Tensor dout_many = Tensor::empty({12, T, 3, 8}, DType::f64);
-  for (std::int64_t b = 0; b < 12; ++b) dout_many.select(0, b).copy_(dout.select(0, b % 2));
-  const Variable x(few, true);
-  const Variable y(many, true);
-  attention_qkv(x, options).backward(dout);
-  attention_qkv(y, options).backward(dout_many);
-  for (std::int64_t b = 0; b < 12; ++b) {
-    EXPECT_LT(worst(y.grad().select(0, b), x.grad().select(0, b % 2).to_vector()), 1e-12);
+  const std::int64_t T = 450;
+  const std::int64_t copies = 60;
+  const Tensor few = Tensor::randn({2, T, 3, 1, 8}, {7, 1}, DType::f64);
+  const Tensor dout = Tensor::randn({2, T, 1, 8}, {7, 2}, DType::f64);
+  const Tensor many = Tensor::empty({copies, T, 3, 1, 8}, DType::f64);
+  const Tensor dout_many = Tensor::empty({copies, T, 1, 8}, DType::f64);
+  for (std::int64_t b = 0; b < copies; ++b) {
+    many.select(0, b).copy_(few.select(0, b % 2));
+    dout_many.select(0, b).copy_(dout.select(0, b % 2));
+  }
+  for (const auto& [window, anchors] : {std::pair{0, 0}, {37, 3}, {100, 70}, {5, 130}}) {
+    AttentionOptions options;
+    options.window = window;
+    options.anchors = anchors;
+    const Variable x(few, true);
+    const Variable y(many, true);
+    attention_qkv(x, options).backward(dout);
+    attention_qkv(y, options).backward(dout_many);
+    for (std::int64_t b = 0; b < copies; b += 7) {
+      EXPECT_LT(worst(y.grad().select(0, b), x.grad().select(0, b % 2).to_vector()), 1e-12)
+          << "window " << window << ", anchors " << anchors;
+    }
   }
 }
 
@@ -328,6 +334,11 @@ TEST(Attention, MessagesSayWhatIsWrong) {
             "positions");
   EXPECT_EQ(message([&] { attention(q, odd, odd); }),
             "attention(q, k, v): k: expected [rows, 2, 8] (as q), got [4, 2, 6]");
+  const AttentionPlan longer = ops::causal_plan(1, 2, 5, 5, std::int64_t{0}, 0);
+  const Tensor rows = Tensor::zeros({4, 2, 8});
+  EXPECT_EQ(message([&] { ops::attention(rows, rows, rows, {}, {}, longer, {}); }),
+            "attention(q, k, v, plan): segment 0 reaches beyond q [4, 2, 8], k [4, 2, 8], the "
+            "plan's slots or ranges, or the sink");
   EXPECT_EQ(message([&] { attention_qkv(q); }),
             "attention_qkv(qkv): expected [B, T, 3, H, D], got [1, 4, 2, 8]");
 }

@@ -182,7 +182,8 @@ NamedTensors read_safetensors(const std::string& path) {
   if (!file.read(text.data(), static_cast<std::streamsize>(length))) malformed(path, "truncated");
 
   std::vector<Entry> entries;
-  for (const auto& [name, value] : parse_header(path, text).items()) {
+  const json header = parse_header(path, text);
+  for (const auto& [name, value] : header.items()) {
     if (name != "__metadata__") entries.push_back(parse_entry(path, name, value));
   }
   std::sort(entries.begin(), entries.end(), [](const Entry& a, const Entry& b) {

@@ -43,6 +43,32 @@ HeadRows rows_of(const Tensor& t) {
 
 const void* data_or_null(const Tensor& t) { return t.defined() ? t.raw() : nullptr; }
 
+// Segments outside the tensors would be read and written all the same. Plans of other devices are
+// taken on trust.
+void check_plan(const AttentionPlan& plan, const Tensor& q, const Tensor& k, const Tensor& sink) {
+  if (plan.segments.rank() != 2 || plan.segments.size(1) != 8 ||
+      plan.lo.shape() != plan.hi.shape()) {
+    throw ShapeError("attention(q, k, v, plan): expected segments [S, 8] and lo, hi of one shape");
+  }
+  if (plan.segments.device() != kCpu) return;
+  const auto* s = reinterpret_cast<const AttentionSegment*>(plan.segments.data<std::int64_t>());
+  const auto inside = [](std::int64_t first, std::int64_t count, std::int64_t size) {
+    return first >= 0 && count >= 0 && first + count <= size;
+  };
+  for (std::int64_t n = 0; n < plan.segments.size(0); ++n) {
+    const std::int64_t heads = std::max(q.size(1) > 1 ? q.size(1) : s[n].head + 1, std::int64_t{0});
+    if (!inside(s[n].q_row, s[n].q_count, q.size(0)) ||
+        !inside(s[n].k_row, s[n].k_count, k.size(0)) ||
+        !inside(s[n].slot, s[n].q_count, plan.slots) ||
+        !inside(s[n].range, s[n].q_count, plan.lo.numel()) || !inside(s[n].head, 1, heads) ||
+        (sink.defined() && s[n].head >= sink.size(0))) {
+      throw ShapeError("attention(q, k, v, plan): segment " + std::to_string(n) +
+                       " reaches beyond q " + to_string(q.shape()) + ", k " + to_string(k.shape()) +
+                       ", the plan's slots or ranges, or the sink");
+    }
+  }
+}
+
 AttentionProblem problem(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& key_bias,
                          const Tensor& sink, const AttentionPlan& plan,
                          const AttentionOptions& options) {
@@ -61,6 +87,7 @@ AttentionProblem problem(const Tensor& q, const Tensor& k, const Tensor& v, cons
   const DType accum = accum_dtype(q.dtype());
   check_vector("key_bias", key_bias, k.size(0), accum);
   check_vector("sink", sink, -1, accum);
+  check_plan(plan, q, k, sink);
   if (!(options.dropout >= 0 && options.dropout < 1)) {
     throw ConfigError("attention: dropout: expected 0 <= p < 1, got " +
                       std::to_string(options.dropout));

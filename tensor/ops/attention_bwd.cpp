@@ -2,26 +2,30 @@
 //   P = exp(S − lse),  dP = dO·Vᵀ (dropped like P),  dS = P ⊙ (dP − δ),  δ_i = Σ_d dO_id·O_id
 //   dV = Pᵀ·dO,  dK = scale·dSᵀ·Q,  dQ = scale·dS·K,  dbias_j = Σ_i dS_ij,
 //   dsink = −Σ_i P_i,sink·δ_i
-// With many segments each is one task: five products per tile. With few, key tiles and query tiles
-// are separate tasks that recompute dS: seven products, but enough tasks for all threads. Which of
-// the two depends on the segments alone, and every sum has a fixed order: any number of threads
-// gives the same bits.
+// A task is a segment, or where segments are few a run of its key tiles: it owns their dK, dV and
+// dbias, and has its own partial dQ, which are summed afterwards in the order of the keys. How
+// segments are split depends on their sizes alone, and every sum has a fixed order: any number of
+// threads gives the same bits.
+#include <memory>
+
 #include "tensor/ops/attention_tiles.h"
 #include "tensor/parallel.h"
 
 namespace proteus::attention_tiles {
 namespace {
 
-constexpr std::int64_t kManySegments = 32;
+constexpr std::int64_t kTasks = 32;        // wanted in all, so that every thread has some
+constexpr std::int64_t kFewestVisits = 8;  // pairs of tiles that are worth a task
 
 template <class A>
 struct Scratch {
   std::vector<A> q_rows, out_rows, dout_rows, k_rows, v_rows;
   std::vector<A> q_t, dout_t;  // [D, kQueries]
   std::vector<A> weights;      // [kKeys, kQueries]: P^T, dropped
-  std::vector<A> dscores;      // [kKeys, kQueries]: dS^T, scaled
+  std::vector<A> dscores;      // [kKeys, kQueries]: dS^T, not scaled
   std::vector<A> drop;         // [4, kQueries]
-  std::vector<A> dq, dk, dv;   // sums of a tile or a segment
+  std::vector<A> dq;           // [kQueries, D]
+  std::vector<A> dk, dv;       // [keys of the task, D]
   Rows<A> q, dout;
   A lse[kQueries], delta[kQueries];
 };
@@ -29,7 +33,7 @@ struct Scratch {
 template <class A>
 Scratch<A>& scratch(std::int64_t D) {
   thread_local Scratch<A> s;
-  for (auto* t : {&s.q_t, &s.dout_t}) t->resize(static_cast<std::size_t>(D * kQueries));
+  for (auto* t : {&s.q_t, &s.dout_t, &s.dq}) t->resize(static_cast<std::size_t>(D * kQueries));
   for (auto* t : {&s.weights, &s.dscores}) t->resize(static_cast<std::size_t>(kKeys * kQueries));
   s.drop.resize(static_cast<std::size_t>(4 * kQueries));
   return s;
@@ -43,10 +47,10 @@ void load_queries(const AttentionBwd& a, const QueryTile& tile, Scratch<A>& w) {
   w.q = load_rows<T, A>(p.q, head, row, tile.count, p.D, w.q_rows);
   w.dout = load_rows<T, A>(a.dout, head, row, tile.count, p.D, w.dout_rows);
   const Rows<A> out = load_rows<T, A>(a.out, head, row, tile.count, p.D, w.out_rows);
-  transpose_rows(w.q, tile.count, tile.padded, p.D, static_cast<A>(p.scale), w.q_t.data());
-  transpose_rows(w.dout, tile.count, tile.padded, p.D, A(1), w.dout_t.data());
+  transpose_rows(w.q, tile.count, tile.padded, p.D, w.q_t.data());
+  transpose_rows(w.dout, tile.count, tile.padded, p.D, w.dout_t.data());
   const A* lse = static_cast<const A*>(a.lse) + tile.s.slot + tile.q0;
-  for (std::int64_t i = 0; i < kQueries; ++i) {
+  for (std::int64_t i = 0; i < tile.padded; ++i) {
     // A query that sees nothing, or a lane beyond the last, has weights exp(−inf) = 0.
     const bool blind = i >= tile.count || lse[i] == kNegInf<A>;
     w.lse[i] = blind ? -kNegInf<A> : lse[i];
@@ -61,70 +65,100 @@ void load_queries(const AttentionBwd& a, const QueryTile& tile, Scratch<A>& w) {
   }
 }
 
-// weights and dscores of the keys [r0, r1); dbias, if wanted, gets its sums.
-template <class T, class A>
-void pair(const QueryTile& tile, std::int64_t r0, std::int64_t r1, const Rows<A>& k, A* dbias,
-          Scratch<A>& w) {
-  const AttentionProblem& p = tile.p;
-  const std::int64_t keys = r1 - r0;
-  const std::int64_t n = tile.padded;
-  const Rows<A> v = load_rows<T, A>(p.v, tile.s.head, tile.s.k_row + r0, keys, p.D, w.v_rows);
-  tile::gemm<A>(keys, n, p.D, {k.data, k.stride}, w.q_t.data(), kQueries,
-                {w.weights.data(), kQueries}, false);
-  tile::gemm<A>(keys, n, p.D, {v.data, v.stride}, w.dout_t.data(), kQueries,
-                {w.dscores.data(), kQueries}, false);
-  Visible visible(tile);
-  const A* bias = static_cast<const A*>(p.key_bias);
-  const A scale = static_cast<A>(p.scale);
-  for (std::int64_t j = r0; j < r1; ++j) {
-    A* weight = w.weights.data() + (j - r0) * kQueries;
-    A* dscore = w.dscores.data() + (j - r0) * kQueries;
-    const A b = bias ? bias[tile.s.k_row + j] : A(0);
-    for (std::int64_t i = 0; i < n; ++i) weight[i] = vmath::exp(weight[i] + b - w.lse[i]);
-    visible.advance(j);
-    for (std::int64_t i = 0; i < visible.begin; ++i) weight[i] = 0;
-    for (std::int64_t i = visible.end; i < tile.count; ++i) weight[i] = 0;
-    if (p.dropout > 0) {
-      if ((j - r0) % 4 == 0) dropout_group(tile, j, w.drop.data());
-      const A* factor = w.drop.data() + (j - r0) % 4 * kQueries;
-      for (std::int64_t i = 0; i < n; ++i) {
-        dscore[i] = weight[i] * (factor[i] * dscore[i] - w.delta[i]);
-        weight[i] *= factor[i];
+// weights ← P and dscores ← dS from the scores and dP that stand there; dbias gets its sums.
+template <class A>
+void weigh(const QueryTile& tile, const Band<A>& band, std::int64_t r0, A* dbias, Scratch<A>& w) {
+  const bool drop = tile.p.dropout > 0;
+  const A scale = static_cast<A>(tile.p.scale);
+  const A* bias = static_cast<const A*>(tile.p.key_bias);
+  for (std::int64_t j = 0; j < band.keys; ++j) {
+    const Range lanes = band.lanes[j / kGroup];
+    if (band.holes) {
+      A* dscore = w.dscores.data() + j * kQueries;
+      std::fill(dscore, dscore + lanes.begin, A(0));
+      std::fill(dscore + lanes.end, dscore + band.padded, A(0));
+    }
+    if (drop && j % 4 == 0) dropout_group(tile, r0 + j, lanes, w.drop.data());
+    const A* factor = w.drop.data() + j % 4 * kQueries;
+    const A b = bias ? bias[tile.s.k_row + r0 + j] : A(0);
+    Vec<A> sum{};
+    for (std::int64_t i = lanes.begin; i < lanes.end; i += kLanes<A>) {
+      A* weight = w.weights.data() + j * kQueries + i;
+      A* dscore = w.dscores.data() + j * kQueries + i;
+      Vec<A> p = exp_lanes<A>(load(weight) * scale + (b - load(w.lse + i)));
+      Vec<A> dp = load(dscore);
+      if (drop) {
+        const Vec<A> keep = load(factor + i);
+        store(weight, p * keep);
+        dp *= keep;
+      } else {
+        store(weight, p);
       }
-    } else {
-      for (std::int64_t i = 0; i < n; ++i) dscore[i] = weight[i] * (dscore[i] - w.delta[i]);
+      const Vec<A> ds = p * (dp - load(w.delta + i));
+      store(dscore, ds);
+      sum += ds;
     }
-    if (dbias) {
-      A sum = 0;
-      for (std::int64_t i = 0; i < n; ++i) sum += dscore[i];
-      dbias[j] += sum;
-    }
-    for (std::int64_t i = 0; i < n; ++i) dscore[i] *= scale;
+    if (!dbias) continue;
+    for (std::int64_t l = 0; l < kLanes<A>; ++l) dbias[r0 + j] += sum[l];
   }
+}
+
+// Sums of a task: of the keys from `first` on. dbias counts from key 0 of the segment.
+template <class A>
+struct KeySums {
+  A* dk = nullptr;
+  A* dv = nullptr;
+  A* dbias = nullptr;
+  std::int64_t first = 0;
+};
+
+// One pair of tiles: five products.
+template <class T, class A>
+void visit(const QueryTile& tile, std::int64_t t0, const KeySums<A>& sums, Scratch<A>& w) {
+  std::int64_t r0 = 0;
+  std::int64_t r1 = 0;
+  tile.keys(t0, r0, r1);
+  if (r0 >= r1) return;
+  const AttentionProblem& p = tile.p;
+  const std::int64_t D = p.D;
+  const Band<A> band(tile, r0, r1);
+  const std::int64_t row = tile.s.k_row + r0;
+  const Rows<A> k = load_rows<T, A>(p.k, tile.s.head, row, r1 - r0, D, w.k_rows);
+  const Rows<A> v = load_rows<T, A>(p.v, tile.s.head, row, r1 - r0, D, w.v_rows);
+  band.for_keys([&](std::int64_t j, std::int64_t keys, Range lanes) {
+    const std::int64_t n = lanes.end - lanes.begin;
+    const std::int64_t at = j * kQueries + lanes.begin;
+    tile::gemm<A>(keys, n, D, {k.data + j * k.stride, k.stride}, w.q_t.data() + lanes.begin,
+                  kQueries, {w.weights.data() + at, kQueries}, false);
+    tile::gemm<A>(keys, n, D, {v.data + j * v.stride, v.stride}, w.dout_t.data() + lanes.begin,
+                  kQueries, {w.dscores.data() + at, kQueries}, false);
+  });
+  hide_scores(tile, band, r0, w.weights.data());
+  weigh(tile, band, r0, sums.dbias, w);
+  band.for_keys([&](std::int64_t j, std::int64_t keys, Range lanes) {
+    const std::int64_t n = std::min(lanes.end, tile.count) - lanes.begin;
+    const std::int64_t from = j * kQueries + lanes.begin;
+    const std::int64_t to = (r0 - sums.first + j) * D;
+    tile::gemm<A>(keys, D, n, {w.weights.data() + from, kQueries},
+                  w.dout.data + lanes.begin * w.dout.stride, w.dout.stride, {sums.dv + to, D},
+                  true);
+    tile::gemm<A>(keys, D, n, {w.dscores.data() + from, kQueries},
+                  w.q.data + lanes.begin * w.q.stride, w.q.stride, {sums.dk + to, D}, true);
+  });
+  band.for_queries([&](std::int64_t i, std::int64_t n, Range keys) {
+    tile::gemm<A>(n, D, keys.end - keys.begin,
+                  {w.dscores.data() + keys.begin * kQueries + i, 1, kQueries},
+                  k.data + keys.begin * k.stride, k.stride, {w.dq.data() + i * D, D}, true);
+  });
 }
 
 template <class T, class A>
 void store_rows(const HeadRows& rows, std::int64_t head, std::int64_t row, std::int64_t count,
-                std::int64_t D, const A* source) {
+                std::int64_t D, A factor, const A* source) {
   for (std::int64_t i = 0; i < count; ++i) {
     T* out = row_pointer_out<T>(rows, head, row + i);
-    for (std::int64_t d = 0; d < D; ++d) out[d] = T(source[i * D + d]);
+    for (std::int64_t d = 0; d < D; ++d) out[d] = T(source[i * D + d] * factor);
   }
-}
-
-template <class A>
-void add_dkv(const QueryTile& tile, std::int64_t keys, A* dk, A* dv, const Scratch<A>& w) {
-  const std::int64_t D = tile.p.D;
-  tile::gemm<A>(keys, D, tile.count, {w.weights.data(), kQueries}, w.dout.data, w.dout.stride,
-                {dv, D}, true);
-  tile::gemm<A>(keys, D, tile.count, {w.dscores.data(), kQueries}, w.q.data, w.q.stride, {dk, D},
-                true);
-}
-
-template <class A>
-void add_dq(const QueryTile& tile, std::int64_t keys, const Rows<A>& k, Scratch<A>& w) {
-  tile::gemm<A>(tile.count, tile.p.D, keys, {w.dscores.data(), 1, kQueries}, k.data, k.stride,
-                {w.dq.data(), tile.p.D}, true);
 }
 
 template <class A>
@@ -137,144 +171,161 @@ A sink_gradient(const QueryTile& tile, const Scratch<A>& w) {
   return sum;
 }
 
-// What a walk over one query tile's keys is for.
-template <class A>
-struct Sums {
-  A* dk = nullptr;  // of key `first_key`, D per row; null = not wanted
-  A* dv = nullptr;
-  A* dbias = nullptr;  // of key 0 of the segment
-  std::int64_t first_key = 0;
-  bool dq = false;
+// The keys [key_begin, key_end) of a segment, and the queries [q_begin, q_end) that may see them.
+struct Task {
+  std::int64_t segment = 0;
+  std::int64_t key_begin = 0, key_end = 0;
+  std::int64_t q_begin = 0, q_end = 0;
+  std::int64_t partial = -1;  // of its dQ, in rows of the workspace; −1: it writes dQ itself
 };
 
 template <class T, class A>
-void visit(const QueryTile& tile, std::int64_t t0, const Sums<A>& sums, Scratch<A>& w) {
-  std::int64_t r0 = 0;
-  std::int64_t r1 = 0;
-  tile.keys(t0, r0, r1);
-  if (r0 >= r1) return;
-  const AttentionProblem& p = tile.p;
-  const Rows<A> k = load_rows<T, A>(p.k, tile.s.head, tile.s.k_row + r0, r1 - r0, p.D, w.k_rows);
-  pair<T, A>(tile, r0, r1, k, sums.dbias, w);
-  if (sums.dk) {
-    const std::int64_t at = (r0 - sums.first_key) * p.D;
-    add_dkv(tile, r1 - r0, sums.dk + at, sums.dv + at, w);
-  }
-  if (sums.dq) add_dq(tile, r1 - r0, k, w);
-}
-
-template <class A>
-A* bias_of(const AttentionBwd& a, const AttentionSegment& s) {
-  return a.dkey_bias ? static_cast<A*>(a.dkey_bias) + s.k_row : nullptr;
-}
-
-// One segment, all gradients.
-template <class T, class A>
-void backward_segment(const AttentionBwd& a, std::int64_t index) {
+void run_task(const AttentionBwd& a, const Task& task, A* workspace) {
   const AttentionProblem& p = a.problem;
-  const AttentionSegment& s = p.segments[index];
-  Scratch<A>& w = scratch<A>(p.D);
-  w.dk.assign(static_cast<std::size_t>(s.k_count * p.D), A(0));
-  w.dv.assign(static_cast<std::size_t>(s.k_count * p.D), A(0));
-  const Sums<A> sums{w.dk.data(), w.dv.data(), bias_of<A>(a, s), 0, true};
-  if (sums.dbias) std::fill(sums.dbias, sums.dbias + s.k_count, A(0));
+  const AttentionSegment& s = p.segments[task.segment];
+  const std::int64_t D = p.D;
+  const std::int64_t keys = task.key_end - task.key_begin;
+  Scratch<A>& w = scratch<A>(D);
+  w.dk.assign(static_cast<std::size_t>(keys * D), A(0));
+  w.dv.assign(static_cast<std::size_t>(keys * D), A(0));
+  A* dbias = a.dkey_bias ? static_cast<A*>(a.dkey_bias) + s.k_row : nullptr;
+  if (dbias) std::fill(dbias + task.key_begin, dbias + task.key_end, A(0));
+  const KeySums<A> sums{w.dk.data(), w.dv.data(), dbias, task.key_begin};
   A dsink = 0;
-  for (std::int64_t q0 = 0; q0 < s.q_count; q0 += kQueries) {
-    const QueryTile tile(p, s, q0, tile::kLanes<A>);
+  for (std::int64_t q0 = task.q_begin; q0 < task.q_end; q0 += kQueries) {
+    const QueryTile tile(p, s, q0, kLanes<A>);
     load_queries<T, A>(a, tile, w);
-    w.dq.assign(static_cast<std::size_t>(kQueries * p.D), A(0));
-    for (std::int64_t t0 = 0; t0 < tile.hi_max(); t0 = tile.next(t0)) {
-      visit<T, A>(tile, t0, sums, w);
+    std::fill(w.dq.begin(), w.dq.begin() + tile.count * D, A(0));
+    const std::int64_t end = std::min(task.key_end, tile.hi_max());
+    for (std::int64_t t0 = 0; t0 < end; t0 = tile.next(t0)) {
+      if (t0 >= task.key_begin) visit<T, A>(tile, t0, sums, w);
     }
-    store_rows<T>(a.dq, s.head, s.q_row + q0, tile.count, p.D, w.dq.data());
-    if (a.dsink) dsink += sink_gradient(tile, w);
+    if (task.partial < 0) {
+      store_rows<T>(a.dq, s.head, s.q_row + q0, tile.count, D, static_cast<A>(p.scale),
+                    w.dq.data());
+    } else {
+      std::copy(w.dq.begin(), w.dq.begin() + tile.count * D,
+                workspace + (task.partial + q0 - task.q_begin) * D);
+    }
+    if (a.dsink && task.key_begin == 0) dsink += sink_gradient(tile, w);
   }
-  store_rows<T>(a.dk, s.head, s.k_row, s.k_count, p.D, w.dk.data());
-  store_rows<T>(a.dv, s.head, s.k_row, s.k_count, p.D, w.dv.data());
-  if (a.dsink) static_cast<A*>(a.dsink)[index] = dsink;
+  const A scale = static_cast<A>(p.scale);
+  store_rows<T>(a.dk, s.head, s.k_row + task.key_begin, keys, D, scale, w.dk.data());
+  store_rows<T>(a.dv, s.head, s.k_row + task.key_begin, keys, D, A(1), w.dv.data());
+  if (a.dsink && task.key_begin == 0) static_cast<A*>(a.dsink)[task.segment] = dsink;
 }
 
-// dK, dV and dbias of one key tile.
-template <class T, class A>
-void backward_keys(const AttentionBwd& a, const AttentionSegment& s, std::int64_t t0) {
-  const AttentionProblem& p = a.problem;
-  Scratch<A>& w = scratch<A>(p.D);
-  const std::int64_t keys = std::min(kKeys, s.k_count - t0);
-  w.dk.assign(static_cast<std::size_t>(keys * p.D), A(0));
-  w.dv.assign(static_cast<std::size_t>(keys * p.D), A(0));
-  const Sums<A> sums{w.dk.data(), w.dv.data(), bias_of<A>(a, s), t0, false};
-  if (sums.dbias) std::fill(sums.dbias + t0, sums.dbias + t0 + keys, A(0));
+// How often each key tile of a segment is visited.
+void count_visits(const AttentionProblem& p, const AttentionSegment& s,
+                  std::vector<std::int64_t>& visits) {
+  visits.assign(static_cast<std::size_t>((s.k_count + kKeys - 1) / kKeys), 0);
   for (std::int64_t q0 = 0; q0 < s.q_count; q0 += kQueries) {
-    const QueryTile tile(p, s, q0, tile::kLanes<A>);
-    if (t0 >= p.anchors && tile.lo[0] >= t0 + keys) break;  // windows have moved past for good
-    if (tile.hi_max() <= t0) continue;
-    load_queries<T, A>(a, tile, w);
-    visit<T, A>(tile, t0, sums, w);
+    const QueryTile tile(p, s, q0, 1);
+    for (std::int64_t t0 = 0; t0 < tile.hi_max(); t0 = tile.next(t0)) {
+      ++visits[static_cast<std::size_t>(t0 / kKeys)];
+    }
   }
-  store_rows<T>(a.dk, s.head, s.k_row + t0, keys, p.D, w.dk.data());
-  store_rows<T>(a.dv, s.head, s.k_row + t0, keys, p.D, w.dv.data());
 }
 
-// dQ of one query tile; returns its part of dsink.
+// Narrows a task's queries to the tiles that see its keys. The first task keeps them all: it sums
+// dsink, and writes zeros where nothing is seen.
+void narrow(const AttentionProblem& p, Task& task) {
+  const AttentionSegment& s = p.segments[task.segment];
+  const auto tile = [&](std::int64_t q0) { return QueryTile(p, s, q0, 1); };
+  while (task.q_begin < task.q_end && tile(task.q_begin).hi_max() <= task.key_begin) {
+    task.q_begin += kQueries;
+  }
+  if (task.key_begin < p.anchors) return;
+  std::int64_t last = task.q_begin;
+  while (last < task.q_end && tile(last).lo[0] < task.key_end) last += kQueries;
+  task.q_end = std::min(last, task.q_end);
+}
+
+// Cuts segment n into runs of key tiles with about `share` visits each; returns the rows of the
+// workspace that it needs.
+std::int64_t cut_segment(const AttentionProblem& p, std::int64_t n,
+                         const std::vector<std::int64_t>& visits, std::int64_t share,
+                         std::int64_t workspace, std::vector<Task>& tasks) {
+  const AttentionSegment& s = p.segments[n];
+  const std::size_t first = tasks.size();
+  Task task{n, 0, 0, 0, s.q_count, -1};
+  std::int64_t sum = 0;
+  for (std::size_t t = 0; t < visits.size(); ++t) {
+    sum += visits[t];
+    task.key_end = std::min(s.k_count, task.key_end + kKeys);
+    if (t + 1 < visits.size() && sum < share) continue;
+    tasks.push_back(task);
+    task.key_begin = task.key_end;
+    sum = 0;
+  }
+  if (tasks.size() == first) tasks.push_back(task);  // no keys: zero gradients
+  if (tasks.size() == first + 1) return 0;
+  std::int64_t rows = 0;
+  for (std::size_t i = first; i < tasks.size(); ++i) {
+    if (i > first) narrow(p, tasks[i]);
+    tasks[i].partial = workspace + rows;
+    rows += tasks[i].q_end - tasks[i].q_begin;
+  }
+  return rows;
+}
+
+// dQ of a query tile whose segment was cut: tasks [first, last).
 template <class T, class A>
-A backward_queries(const AttentionBwd& a, const AttentionSegment& s, std::int64_t q0) {
+void add_partials(const AttentionBwd& a, const std::vector<Task>& tasks, std::size_t first,
+                  std::size_t last, std::int64_t q0, const A* workspace) {
   const AttentionProblem& p = a.problem;
+  const AttentionSegment& s = p.segments[tasks[first].segment];
+  const std::int64_t count = std::min(kQueries, s.q_count - q0);
   Scratch<A>& w = scratch<A>(p.D);
-  const QueryTile tile(p, s, q0, tile::kLanes<A>);
-  load_queries<T, A>(a, tile, w);
-  w.dq.assign(static_cast<std::size_t>(kQueries * p.D), A(0));
-  Sums<A> sums;
-  sums.dq = true;
-  for (std::int64_t t0 = 0; t0 < tile.hi_max(); t0 = tile.next(t0)) {
-    visit<T, A>(tile, t0, sums, w);
+  std::fill(w.dq.begin(), w.dq.end(), A(0));
+  for (std::size_t i = first; i < last; ++i) {
+    const Task& task = tasks[i];
+    if (q0 < task.q_begin || q0 >= task.q_end) continue;
+    const A* part = workspace + (task.partial + q0 - task.q_begin) * p.D;
+    for (std::int64_t d = 0; d < count * p.D; ++d) w.dq[static_cast<std::size_t>(d)] += part[d];
   }
-  store_rows<T>(a.dq, s.head, s.q_row + q0, tile.count, p.D, w.dq.data());
-  return a.dsink ? sink_gradient(tile, w) : A(0);
+  store_rows<T>(a.dq, s.head, s.q_row + q0, count, p.D, static_cast<A>(p.scale), w.dq.data());
 }
 
 template <class T, class A>
-void backward_by_tiles(const AttentionBwd& a) {
+void backward(const AttentionBwd& a) {
   const AttentionProblem& p = a.problem;
-  struct Task {
-    std::int64_t segment, first;
-    bool keys;
-  };
-  std::vector<Task> tasks;
+  std::vector<std::int64_t> visits;
+  std::int64_t total = 0;
   for (std::int64_t n = 0; n < p.segment_count; ++n) {
-    const AttentionSegment& s = p.segments[n];
-    for (std::int64_t t = 0; t < s.k_count; t += kKeys) tasks.push_back({n, t, true});
-    for (std::int64_t t = 0; t < s.q_count; t += kQueries) tasks.push_back({n, t, false});
+    count_visits(p, p.segments[n], visits);
+    for (const std::int64_t v : visits) total += v;
   }
-  std::vector<A> dsink(tasks.size());
+  const std::int64_t share = std::max(kFewestVisits, (total + kTasks - 1) / kTasks);
+  std::vector<Task> tasks;
+  std::int64_t rows = 0;
+  for (std::int64_t n = 0; n < p.segment_count; ++n) {
+    count_visits(p, p.segments[n], visits);
+    rows += cut_segment(p, n, visits, share, rows, tasks);
+  }
+  const auto workspace = std::make_unique_for_overwrite<A[]>(static_cast<std::size_t>(rows * p.D));
   parallel_for(static_cast<std::int64_t>(tasks.size()), 1,
                [&](std::int64_t begin, std::int64_t end) {
                  for (std::int64_t i = begin; i < end; ++i) {
-                   const Task& task = tasks[static_cast<std::size_t>(i)];
-                   const AttentionSegment& s = p.segments[task.segment];
-                   if (task.keys) {
-                     backward_keys<T, A>(a, s, task.first);
-                   } else {
-                     dsink[static_cast<std::size_t>(i)] = backward_queries<T, A>(a, s, task.first);
-                   }
+                   run_task<T, A>(a, tasks[static_cast<std::size_t>(i)], workspace.get());
                  }
                });
-  if (!a.dsink) return;
-  A* out = static_cast<A*>(a.dsink);
-  std::fill(out, out + p.segment_count, A(0));
-  for (std::size_t i = 0; i < tasks.size(); ++i) out[tasks[i].segment] += dsink[i];
+  for (std::size_t first = 0; rows > 0 && first < tasks.size();) {
+    std::size_t last = first;
+    while (last < tasks.size() && tasks[last].segment == tasks[first].segment) ++last;
+    const std::int64_t queries = p.segments[tasks[first].segment].q_count;
+    if (tasks[first].partial >= 0) {
+      parallel_for(queries, kQueries, [&](std::int64_t q0, std::int64_t) {
+        add_partials<T, A>(a, tasks, first, last, q0, workspace.get());
+      });
+    }
+    first = last;
+  }
 }
 
 void backward_cpu(const AttentionBwd& a) {
   dispatch_attention(a.problem.dtype, "attention_bwd", [&](auto t, auto acc) {
-    using T = typename decltype(t)::type;
-    using A = typename decltype(acc)::type;
-    if (a.problem.segment_count < kManySegments) {
-      backward_by_tiles<T, A>(a);
-      return;
-    }
-    parallel_for(a.problem.segment_count, 1, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t n = begin; n < end; ++n) backward_segment<T, A>(a, n);
-    });
+    backward<typename decltype(t)::type, typename decltype(acc)::type>(a);
   });
 }
 

@@ -66,7 +66,9 @@ OpCase rows_case(const std::string& variant, std::int64_t D, double dropout) {
                      {{7, 1, D}},
                      {.shape = {7}, .accumulation = true},
                      {.shape = {2}, .accumulation = true}},
-          .run = run};
+          .run = run,
+          // At width 1 the terms of dk nearly cancel: what is left is mostly the rounding of dout.
+          .bf16_tolerance = D == 1 ? 1e-3 : 1e-4};
 }
 
 OpCase large(OpCase c) {
@@ -98,6 +100,7 @@ OpFamily attention_family() {
       rows_case("segments width 5", 5, 0),
       rows_case("segments dropout", 4, 0.3),
       rows_case("segments width 1", 1, 0),
+      separate_case("2x3x1x9 of 5 keys", {2, 3, 1, 9}, 5),
       large(packed_case("64x256x6x64", {64, 256, 3, 6, 64})),
       large(packed_case("1x2048x6x64", {1, 2048, 3, 6, 64})),
       large(packed_case("1x8192x6x64", {1, 8192, 3, 6, 64})),

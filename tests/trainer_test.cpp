@@ -1,0 +1,270 @@
+// Training runs: resumed = never stopped, threads, evaluation changes nothing, checkpoints, and
+// what the page on ASPA promises of whole models: causal, and nothing to be learned from random
+// tokens.
+#include "train/trainer.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <filesystem>
+
+#include "tensor/error.h"
+#include "tensor/parallel.h"
+#include "tests/error_text.h"
+#include "tests/temporary_folder.h"
+#include "train/checkpoint.h"
+#include "train/models.h"
+#include "train/session.h"
+
+namespace proteus {
+namespace {
+
+using testing::TemporaryFolder;
+
+constexpr std::int64_t kVocab = 11;
+
+Options small_options() {
+  Options o =
+      parse_options("duel", {"--layers",       "2",  "--width",  "32", "--head-width",    "8",
+                             "--context",      "24", "--batch",  "3",  "--shared-window", "6",
+                             "--routed-heads", "6",  "--window", "8",  "--routing-width", "16",
+                             "--dropout",      "0.1"})
+          .options;
+  return o;
+}
+
+// A token follows from the one before, mostly.
+Batch batch_of(std::int64_t index, std::int64_t rows = 3, std::int64_t T = 24) {
+  const Tensor noise = Tensor::rand({rows, T + 1}, {9, static_cast<std::uint64_t>(index)});
+  Tensor ids = Tensor::empty({rows, T + 1}, DType::i32);
+  for (std::int64_t i = 0; i < ids.numel(); ++i) {
+    const float u = noise.data<float>()[i];
+    const std::int32_t previous = i % (T + 1) > 0 ? ids.data<std::int32_t>()[i - 1] : 0;
+    ids.data<std::int32_t>()[i] =
+        u < 0.8f ? (previous * 3 + 1) % kVocab : static_cast<std::int32_t>(u * 1000) % kVocab;
+  }
+  return {ids.slice(1, 0, T).contiguous(), ids.slice(1, 1, T + 1).contiguous()};
+}
+
+Batch random_tokens(std::int64_t index, std::int64_t rows, std::int64_t T) {
+  const auto draw = [&](std::uint64_t stream) {
+    return Tensor::rand({rows, T + 1}, {index < 0 ? 5u : 6u, stream}, DType::f64, 0, kVocab)
+        .to(DType::i32);
+  };
+  const Tensor ids = draw(static_cast<std::uint64_t>(std::abs(index)));
+  return {ids.slice(1, 0, T).contiguous(), ids.slice(1, 1, T + 1).contiguous()};
+}
+
+TrainerConfig config_for(std::int64_t steps) {
+  TrainerConfig c;
+  c.steps = steps;
+  c.warmup = 3;
+  c.lr = 3e-3;
+  return c;
+}
+
+bool same_bits(const Tensor& a, const Tensor& b) {
+  const Tensor x = a.contiguous();
+  const Tensor y = b.contiguous();
+  return x.shape() == y.shape() &&
+         std::memcmp(x.raw(), y.raw(), static_cast<std::size_t>(x.bytes())) == 0;
+}
+
+class EveryArm : public ::testing::TestWithParam<std::string> {
+ protected:
+  std::unique_ptr<Transformer> model(std::uint64_t seed = 3) const {
+    return make_model(small_options(), arm_named(GetParam(), "arm"), kVocab, seed);
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Arms, EveryArm,
+                         ::testing::Values("dense", "dense_shift_gated", "aspa",
+                                           "aspa_no_prototypes"),
+                         [](const auto& test) { return test.param; });
+
+std::vector<double> losses(Transformer& model, std::int64_t steps) {
+  Trainer trainer(model, config_for(steps), [](std::int64_t i) { return batch_of(i); });
+  std::vector<double> all;
+  while (!trainer.finished()) all.push_back(trainer.step().loss);
+  return all;
+}
+
+TEST_P(EveryArm, Learns) {
+  const auto m = model();
+  const auto all = losses(*m, 60);
+  EXPECT_LT(all.back(), all.front() - 0.4);
+}
+
+TEST_P(EveryArm, SameLossesWithOneAndTwoThreads) {
+  std::vector<std::vector<double>> runs;
+  for (const int threads : {1, 2, 3}) {
+    set_num_threads(threads);
+    const auto m = model();
+    runs.push_back(losses(*m, 12));
+  }
+  set_num_threads(0);
+  EXPECT_EQ(runs[0], runs[1]);
+  EXPECT_EQ(runs[0], runs[2]);
+}
+
+TEST_P(EveryArm, ResumedRunRepeatsTheLossesOfOneThatNeverStopped) {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("checkpoint");
+  const auto source = [](std::int64_t i) { return batch_of(i); };
+  const auto whole = model();
+  const auto expected = losses(*whole, 14);
+  {
+    const auto first = model();
+    Trainer trainer(*first, config_for(14), source);
+    for (int i = 0; i < 6; ++i) trainer.step();
+    save_checkpoint(
+        path, {"{}", trainer.state_json(), module_tensors(*first), trainer.optimizer_tensors()});
+  }
+  const auto second = model(99);  // other weights: all must come from the checkpoint
+  Trainer trainer(*second, config_for(14), source);
+  const Checkpoint saved = load_checkpoint(path);
+  restore_module(*second, saved.model, path);
+  trainer.restore(saved.optimizer, saved.state, path);
+  ASSERT_EQ(trainer.steps_done(), 6);
+  for (std::size_t i = 6; i < expected.size(); ++i)
+    EXPECT_EQ(trainer.step().loss, expected[i]) << i;
+}
+
+TEST_P(EveryArm, EvaluationWritesNothing) {
+  const auto m = model();
+  losses(*m, 5);
+  std::vector<Tensor> before;
+  for (const auto& [name, tensor] : module_tensors(*m)) before.push_back(tensor.clone());
+  const std::uint64_t stream = m->generator().stream();
+  evaluate(
+      *m, [](std::int64_t i) { return batch_of(100 + i); }, 3);
+  m->after_step();
+  const auto after = module_tensors(*m);
+  for (std::size_t i = 0; i < after.size(); ++i) {
+    EXPECT_TRUE(same_bits(after[i].second, before[i])) << after[i].first;
+  }
+  EXPECT_EQ(m->generator().stream(), stream);
+  EXPECT_TRUE(m->training());
+}
+
+TEST_P(EveryArm, SuffixAndOtherRowsLeaveEarlierLogitsUnchanged) {
+  const auto m = model();
+  losses(*m, 5);
+  m->set_training(false);
+  const Tensor tokens = batch_of(1).inputs;
+  const Tensor before = m->logits(tokens);
+  for (const std::int64_t keep : {1, 5, 12, 23}) {
+    const Tensor changed = batch_of(2).inputs.clone();
+    changed.select(0, 1).slice(0, 0, keep).copy_(tokens.select(0, 1).slice(0, 0, keep));
+    const Tensor after = m->logits(changed);
+    EXPECT_TRUE(
+        same_bits(after.select(0, 1).slice(0, 0, keep), before.select(0, 1).slice(0, 0, keep)))
+        << keep;
+  }
+}
+
+// A model that could see the future would do better than a guess on tokens that have no pattern.
+TEST_P(EveryArm, RandomTokensStayUnpredictable) {
+  Options o = small_options();
+  o.model.dropout = 0;
+  const auto m = make_model(o, arm_named(GetParam(), "arm"), kVocab, 4);
+  TrainerConfig c = config_for(150);
+  Trainer trainer(*m, c, [](std::int64_t i) { return random_tokens(i, 16, 24); });
+  while (!trainer.finished()) trainer.step();
+  const EvalResult r = evaluate(
+      *m, [](std::int64_t i) { return random_tokens(-1 - i, 64, 24); }, 4);
+  EXPECT_GE(r.loss, std::log(static_cast<double>(kVocab)) - 0.01);
+}
+
+TEST(Trainer, LossThatIsNotANumberChangesNothing) {
+  const auto m = make_model(small_options(), arm_named("dense", "arm"), kVocab, 1);
+  Trainer trainer(*m, config_for(5), [](std::int64_t i) { return batch_of(i); });
+  trainer.step();
+  m->parameters()[0].variable.value().fill_(NAN);
+  std::vector<Tensor> before;
+  for (const auto& [name, tensor] : module_tensors(*m)) before.push_back(tensor.clone());
+  try {
+    trainer.step();
+    FAIL() << "no error";
+  } catch (const NumericError& error) {
+    EXPECT_NE(std::string(error.what()).find("the loss became nan at step 2"), std::string::npos)
+        << error.what();
+  }
+  const auto after = module_tensors(*m);
+  for (std::size_t i = 0; i < after.size(); ++i) EXPECT_TRUE(same_bits(after[i].second, before[i]));
+  EXPECT_EQ(trainer.steps_done(), 1);
+}
+
+TEST(Trainer, AccumulatedBatchesAreOneLargeBatch) {
+  Options o = small_options();
+  o.model.dropout = 0;
+  const auto whole = make_model(o, arm_named("dense", "arm"), kVocab, 1);
+  const auto parts = make_model(o, arm_named("dense", "arm"), kVocab, 1);
+  TrainerConfig c = config_for(3);
+  Trainer large(*whole, c, [](std::int64_t i) { return batch_of(i, 6); });
+  c.grad_accum = 2;
+  Trainer small(*parts, c, [](std::int64_t i) {
+    const Batch b = batch_of(i / 2, 6);
+    const std::int64_t row = 3 * (i % 2);
+    return Batch{b.inputs.slice(0, row, row + 3).contiguous(),
+                 b.targets.slice(0, row, row + 3).contiguous()};
+  });
+  for (int i = 0; i < 3; ++i) EXPECT_NEAR(large.step().loss, small.step().loss, 1e-5);
+}
+
+TEST(Checkpoint, WrongPartsAreNamedAndChangeNothing) {
+  const auto m = make_model(small_options(), arm_named("dense", "arm"), kVocab, 1);
+  NamedTensors tensors;
+  for (const auto& [name, tensor] : module_tensors(*m)) tensors.emplace_back(name, tensor.clone());
+  const Tensor before = tensors[1].second.clone();
+  tensors[1].second.fill_(7);
+  const auto removed = tensors.back();
+  tensors.pop_back();
+  EXPECT_THROW(restore_module(*m, tensors, "here"), FileError);
+  EXPECT_TRUE(same_bits(module_tensors(*m)[1].second, before));
+  tensors.push_back(removed);
+  tensors.emplace_back("extra", Tensor::zeros({1}));
+  EXPECT_THROW(restore_module(*m, tensors, "here"), FileError);
+  tensors.pop_back();
+  tensors.back().second = Tensor::zeros({1, 2, 3});
+  EXPECT_THROW(restore_module(*m, tensors, "here"), FileError);
+  EXPECT_TRUE(same_bits(module_tensors(*m)[1].second, before));
+}
+
+TEST(Checkpoint, CutOrFlippedFilesAreFileErrors) {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("t.safetensors");
+  write_safetensors(path, {{"a", Tensor::arange(5)}, {"b", Tensor::randn({2, 3}, {1, 1})}});
+  const NamedTensors back = read_safetensors(path);
+  ASSERT_EQ(back.size(), 2u);
+  EXPECT_EQ(back[1].second.to_vector(), Tensor::randn({2, 3}, {1, 1}).to_vector());
+  const auto size = std::filesystem::file_size(path);
+  for (std::uintmax_t n = 0; n < size; ++n) {
+    const std::string copy = folder.file("cut");
+    std::filesystem::copy_file(path, copy, std::filesystem::copy_options::overwrite_existing);
+    std::filesystem::resize_file(copy, n);
+    EXPECT_THROW(read_safetensors(copy), FileError) << n;
+  }
+}
+
+TEST(Models, ConfigurationSurvivesTheCheckpoint) {
+  const Options o = small_options();
+  const SavedModel saved{o, "aspa", kVocab, ""};
+  const SavedModel back = parse_model_json(model_json(saved), "here");
+  EXPECT_EQ(back.arm, "aspa");
+  EXPECT_EQ(back.vocab, kVocab);
+  const auto a = make_model(o, arm_named("aspa", "arm"), kVocab, 2);
+  const auto b = make_model(back.options, arm_named("aspa", "arm"), kVocab, 2);
+  const auto ta = module_tensors(*a);
+  const auto tb = module_tensors(*b);
+  ASSERT_EQ(ta.size(), tb.size());
+  for (std::size_t i = 0; i < ta.size(); ++i) {
+    EXPECT_EQ(ta[i].first, tb[i].first);
+    EXPECT_TRUE(same_bits(ta[i].second, tb[i].second));
+  }
+  EXPECT_THROW(parse_model_json("{}", "here"), FileError);
+  EXPECT_THROW(parse_model_json("not json", "here"), FileError);
+}
+
+}  // namespace
+}  // namespace proteus
