@@ -214,6 +214,30 @@ TEST(Attention, GradientsOfRandomSegments) {
   }
 }
 
+// Several tiles per segment, with windows that leave whole blocks between them and the anchors.
+TEST(Attention, GradientsAcrossTiles) {
+  std::uint64_t seed = 300;
+  for (const std::int64_t anchors : {0, 3, 70}) {
+    for (const double dropout : {0.0, 0.3}) {
+      const Problem p = make_problem({.segments = 2,
+                                      .D = 2,
+                                      .max_queries = 150,
+                                      .max_keys = 250,
+                                      .anchors = anchors,
+                                      .bias = true,
+                                      .sink_scale = 0.8,
+                                      .dropout = dropout},
+                                     ++seed);
+      const auto fn = [&](const std::vector<Variable>& v) {
+        return attention(v[0], v[1], v[2], v[3], v[4], p.plan, p.options);
+      };
+      const auto result = gradcheck(fn, {p.q, p.k, p.v, p.key_bias, p.sink});
+      EXPECT_TRUE(result.ok) << "anchors " << anchors << ", dropout " << dropout << ": "
+                             << result.message;
+    }
+  }
+}
+
 // Long segments are cut into tasks where there are few of them, and not where there are many.
 TEST(Attention, ManyEqualSegmentsGiveTheGradientsOfFew) {
   const std::int64_t T = 450;

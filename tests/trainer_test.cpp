@@ -249,10 +249,11 @@ TEST(Checkpoint, CutOrFlippedFilesAreFileErrors) {
 
 TEST(Models, ConfigurationSurvivesTheCheckpoint) {
   const Options o = small_options();
-  const SavedModel saved{o, "aspa", kVocab, ""};
+  const SavedModel saved{o, "aspa", kVocab, 7, ""};
   const SavedModel back = parse_model_json(model_json(saved), "here");
   EXPECT_EQ(back.arm, "aspa");
   EXPECT_EQ(back.vocab, kVocab);
+  EXPECT_EQ(back.seed, 7u);
   const auto a = make_model(o, arm_named("aspa", "arm"), kVocab, 2);
   const auto b = make_model(back.options, arm_named("aspa", "arm"), kVocab, 2);
   const auto ta = module_tensors(*a);

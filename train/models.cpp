@@ -134,6 +134,7 @@ std::string model_json(const SavedModel& saved) {
   json out;
   out["arm"] = saved.arm;
   out["vocab"] = saved.vocab;
+  out["seed"] = saved.seed;
   out["tokenizer"] = saved.tokenizer.empty() ? json(nullptr) : json::parse(saved.tokenizer);
   out["options"] = config_text(saved.options);
   out["command"] = saved.options.command;
@@ -144,14 +145,16 @@ SavedModel parse_model_json(const std::string& text, const std::string& source) 
   const json in = json::parse(text, nullptr, false);
   const auto is_text = [&](const char* key) { return in.contains(key) && in[key].is_string(); };
   if (!in.is_object() || !is_text("arm") || !is_text("options") || !is_text("command") ||
-      !in.contains("vocab") || !in["vocab"].is_number_unsigned() || !in.contains("tokenizer")) {
+      !in.contains("vocab") || !in["vocab"].is_number_unsigned() || !in.contains("seed") ||
+      !in["seed"].is_number_unsigned() || !in.contains("tokenizer")) {
     throw FileError(source +
-                    ": config.json: expected arm, vocab, tokenizer, command and options; the "
+                    ": config.json: expected arm, vocab, seed, tokenizer, command and options; the "
                     "checkpoint is from another version or damaged");
   }
   SavedModel saved;
   saved.arm = in["arm"];
   saved.vocab = in["vocab"];
+  saved.seed = in["seed"];
   if (!in["tokenizer"].is_null()) saved.tokenizer = in["tokenizer"].dump();
   try {
     saved.options = options_from_text(in["command"], in["options"], source);

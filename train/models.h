@@ -39,6 +39,7 @@ struct SavedModel {
   Options options;
   std::string arm;
   std::int64_t vocab = 0;
+  std::uint64_t seed = 0;
   std::string tokenizer;
 };
 std::string model_json(const SavedModel& saved);

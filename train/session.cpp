@@ -53,7 +53,7 @@ struct Session {
 
   void save() const {
     if (config.checkpoint.empty()) return;
-    const SavedModel saved{options, std::string(arm.name), task.vocab, task.tokenizer};
+    const SavedModel saved{options, std::string(arm.name), task.vocab, config.seed, task.tokenizer};
     save_checkpoint(config.checkpoint, {model_json(saved), trainer.state_json(),
                                         module_tensors(model), trainer.optimizer_tensors()});
   }

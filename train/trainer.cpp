@@ -96,16 +96,20 @@ StepResult Trainer::step() {
 }
 
 std::string Trainer::state_json() const {
-  return nlohmann::json{{"step", steps_done()}, {"dropout_stream", model_.generator().stream()}}
+  const Generator& dropout = model_.generator();
+  return nlohmann::json{{"step", steps_done()},
+                        {"dropout_seed", dropout.seed()},
+                        {"dropout_stream", dropout.stream()}}
       .dump(2);
 }
 
 void Trainer::restore(const NamedTensors& tensors, const std::string& state,
                       const std::string& source) {
   const auto json = nlohmann::json::parse(state, nullptr, false);
-  if (!json.is_object() || !json.contains("step") || !json["step"].is_number_unsigned() ||
-      !json.contains("dropout_stream") || !json["dropout_stream"].is_number_unsigned()) {
-    throw FileError(source + ": state.json: expected the counters \"step\" and \"dropout_stream\"");
+  for (const char* counter : {"step", "dropout_seed", "dropout_stream"}) {
+    if (!json.is_object() || !json.contains(counter) || !json[counter].is_number_unsigned()) {
+      throw FileError(fmt::format("{}: state.json: expected the counter \"{}\"", source, counter));
+    }
   }
   const std::map<std::string, Tensor> given(tensors.begin(), tensors.end());
   const NamedTensors own = optimizer_->state();
@@ -120,7 +124,7 @@ void Trainer::restore(const NamedTensors& tensors, const std::string& state,
   }
   for (const auto& [name, tensor] : own) tensor.copy_(given.at(name));
   optimizer_->set_steps(json["step"]);
-  model_.generator().set_stream(json["dropout_stream"]);
+  model_.generator() = Generator(json["dropout_seed"], json["dropout_stream"]);
 }
 
 EvalResult evaluate(Transformer& model, const BatchSource& batch, std::int64_t count) {

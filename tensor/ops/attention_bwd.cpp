@@ -304,7 +304,7 @@ void backward(const AttentionBwd& a) {
     rows += cut_segment(p, n, visits, share, rows, tasks);
   }
   const auto workspace = std::make_unique_for_overwrite<A[]>(static_cast<std::size_t>(rows * p.D));
-  parallel_for(static_cast<std::int64_t>(tasks.size()), 1,
+  parallel_for(static_cast<std::int64_t>(tasks.size()), task_grain(p, tasks.size()),
                [&](std::int64_t begin, std::int64_t end) {
                  for (std::int64_t i = begin; i < end; ++i) {
                    run_task<T, A>(a, tasks[static_cast<std::size_t>(i)], workspace.get());

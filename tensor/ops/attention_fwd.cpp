@@ -189,7 +189,7 @@ void forward_cpu(const AttentionFwd& a) {
   dispatch_attention(p.dtype, "attention_fwd", [&](auto t, auto acc) {
     using T = typename decltype(t)::type;
     using A = typename decltype(acc)::type;
-    parallel_for(static_cast<std::int64_t>(tasks.size()), 1,
+    parallel_for(static_cast<std::int64_t>(tasks.size()), task_grain(p, tasks.size()),
                  [&](std::int64_t begin, std::int64_t end) {
                    for (std::int64_t i = begin; i < end; ++i) {
                      const Task& task = tasks[static_cast<std::size_t>(i)];

@@ -263,6 +263,18 @@ void dropout_group(const QueryTile& tile, std::int64_t j, Range lanes, A* out) {
   }
 }
 
+/// How many of `tasks` to hand out at once: enough operations to be worth a thread's wake-up.
+inline std::int64_t task_grain(const AttentionProblem& p, std::size_t tasks) {
+  constexpr double kWorthwhile = 2e6;
+  double pairs = 0;
+  for (std::int64_t n = 0; n < p.segment_count; ++n) {
+    pairs += static_cast<double>(p.segments[n].q_count * p.segments[n].k_count);
+  }
+  const double share = 4.0 * static_cast<double>(p.D) * pairs / static_cast<double>(tasks + 1);
+  const double grain = std::min(kWorthwhile / (share + 1), static_cast<double>(tasks));
+  return std::max<std::int64_t>(1, static_cast<std::int64_t>(grain));
+}
+
 /// Runs a function template for the storage and accumulation types of a dtype.
 template <class F>
 void dispatch_attention(DType dtype, const char* name, F&& fn) {

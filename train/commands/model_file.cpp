@@ -13,7 +13,7 @@ LoadedModel load_model(const std::string& path) {
   }
   LoadedModel loaded{nullptr, Tokenizer::from_json(saved.tokenizer, path), saved.options,
                      saved.arm};
-  loaded.model = make_model(saved.options, arm_named(saved.arm, "arm"), saved.vocab, 0);
+  loaded.model = make_model(saved.options, arm_named(saved.arm, "arm"), saved.vocab, saved.seed);
   restore_module(*loaded.model, checkpoint.model, path);
   loaded.model->set_training(false);
   return loaded;

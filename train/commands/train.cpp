@@ -18,6 +18,7 @@ Options resumed_options(const Options& given, const SavedModel& saved) {
   options.model = saved.options.model;
   options.aspa = saved.options.aspa;
   options.checkpoint.model = saved.arm;
+  options.common.seed = static_cast<std::int64_t>(saved.seed);
   return options;
 }
 
