@@ -284,7 +284,7 @@ void AspaAttention::collect_role(Role role, const Variable& projected, const Pac
   update_.recent = spread_rows(projected.value());
 }
 
-void AspaAttention::after_step() {
+void AspaAttention::after_step(double rate) {
   if (!router_ || tokens_ == 0) return;
   const auto loads = [&](Role role) {
     std::vector<double> load;
@@ -295,7 +295,7 @@ void AspaAttention::after_step() {
   };
   const RoleLoads role_loads{loads(Role::query), loads(Role::key)};
   const std::int64_t step = router_->steps();
-  update_thresholds(config_.balance, telemetry_.density, step, role_loads,
+  update_thresholds(config_.balance, telemetry_.density, rate, role_loads,
                     router_->theta(Role::query), router_->theta(Role::key));
   if (config_.prototypes.enabled) {
     const GateState gates = router_->gate_state();

@@ -50,7 +50,7 @@ class AspaAttention : public Attention {
   std::int64_t active_parameter_count() const override;
   /// Moves prototypes and thresholds by what all forward passes in training mode since the last
   /// call have seen. Does nothing if there were none.
-  void after_step() override;
+  void after_step(double rate) override;
 
   const AspaConfig& config() const { return config_; }
   double alpha() const { return config_.alpha; }

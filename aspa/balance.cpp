@@ -25,10 +25,10 @@ void move(const Tensor& theta, const std::vector<double>& load, double target, d
 
 }  // namespace
 
-void update_thresholds(const BalanceConfig& config, double target, std::int64_t step,
+void update_thresholds(const BalanceConfig& config, double target, double rate,
                        const RoleLoads& loads, const Tensor& theta_q, const Tensor& theta_k) {
   if (!config.enabled || loads.query.empty()) return;
-  const double u = config.u * std::pow(config.decay, static_cast<double>(step));
+  const double u = config.follow_rate ? config.u * rate : config.u;
   if (!config.shared_theta) {
     move(theta_q, loads.query, target, u);
     move(theta_k, loads.key, target, u);

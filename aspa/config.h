@@ -16,8 +16,9 @@ enum class RopeSpan : std::uint8_t { none, half, full };
 struct BalanceConfig {
   bool enabled = true;
   double u = 0.01;  ///< step of θ
-  /// u is multiplied by decay^(updates so far); 1 keeps it.
-  double decay = 1;
+  /// u follows the learning rate: it is multiplied by the rate's share of its peak. Thresholds that
+  /// keep moving at full speed under a router that has settled can undo what it learned.
+  bool follow_rate = true;
   /// One θ for both roles, moved by the mean of their loads.
   bool shared_theta = false;
 };

@@ -25,7 +25,8 @@ class Attention : public Module {
   /// Parameters that one token uses (all of them for dense attention).
   virtual std::int64_t active_parameter_count() const { return parameter_count(); }
   /// Called once after every optimizer step: routing state (prototypes, thresholds) moves here.
-  virtual void after_step() {}
+  /// `rate` is the step's learning rate as a share of its peak.
+  virtual void after_step(double rate) { static_cast<void>(rate); }
 };
 
 struct DenseAttentionConfig {

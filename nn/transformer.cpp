@@ -85,8 +85,8 @@ Tensor Transformer::last_logits(const Tensor& tokens) {
   return ops::linear(h.select(1, h.size(1) - 1).contiguous(), embedding_->weight().value(), {});
 }
 
-void Transformer::after_step() {
-  for (Block* block : blocks_) block->attention().after_step();
+void Transformer::after_step(double rate) {
+  for (Block* block : blocks_) block->attention().after_step(rate);
 }
 
 Attention& Transformer::attention(std::int64_t layer) const {

@@ -50,8 +50,8 @@ class Transformer : public Module {
   /// The tied output head: the embedding's [V, C].
   const Tensor& head_weight() const { return embedding_->weight().value(); }
 
-  /// To be called after every optimizer step.
-  void after_step();
+  /// To be called after every optimizer step; see Attention::after_step.
+  void after_step(double rate = 1);
 
   const TransformerConfig& config() const { return config_; }
   std::int64_t layers() const { return static_cast<std::int64_t>(blocks_.size()); }

@@ -100,7 +100,7 @@ TEST_F(AspaLayer, OnlySharedHeads) {
     const Variable x = input(c, 2, 33);
     expect_close(run(*layer, x), gradients(*layer, x, reference_forward(*layer, x, {})), 1e-10);
     EXPECT_THROW(layer->router(), ConfigError);
-    layer->after_step();  // nothing to do
+    layer->after_step(1);  // nothing to do
   }
 }
 
@@ -321,12 +321,12 @@ TEST_F(AspaLayer, EvaluationWritesNothing) {
   layer->begin_probe();
   evaluate(*layer, input(c, 2, 40).value());
   layer->end_probe();
-  layer->after_step();
+  layer->after_step(1);
   expect_same_bits(buffers_of(*layer), before);
   layer->set_training(true);
   run(*layer, input(c, 2, 40));
   expect_same_bits(buffers_of(*layer), before);  // not before the step
-  layer->after_step();
+  layer->after_step(1);
   const auto after = buffers_of(*layer);
   for (const char* name :
        {"router.p", "router.N", "router.P", "router.theta_q", "router.theta_k", "router.steps"}) {
@@ -353,8 +353,8 @@ TEST_F(AspaLayer, CheckpointingReusesTheSelection) {
   EXPECT_FALSE(same_bits(recomputed->select(x).query, plain->select(x).query));
   expect_same_bits(gradients(*recomputed, x, y), expected);
   theta.copy_(kept);
-  plain->after_step();
-  recomputed->after_step();
+  plain->after_step(1);
+  recomputed->after_step(1);
   expect_same_bits(buffers_of(*recomputed), buffers_of(*plain));
   EXPECT_EQ(recomputed->telemetry().query.load, plain->telemetry().query.load);
 }
@@ -383,7 +383,7 @@ TEST_F(AspaLayer, SameBitsForAnyNumberOfThreads) {
     set_num_threads(threads);
     const TestLayer layer(c);
     const Results got = run(*layer, input(c, 3, 150));
-    layer->after_step();
+    layer->after_step(1);
     if (threads == 1) {
       expected = got;
       state = buffers_of(*layer);
@@ -401,8 +401,8 @@ TEST_F(AspaLayer, StatisticsAddUpOverAccumulation) {
   const Variable x = input(c, 4, 30);
   run(*whole, x);
   for (const std::int64_t b : {0, 2}) run(*halves, Variable(x.value().slice(0, b, b + 2), true));
-  whole->after_step();
-  halves->after_step();
+  whole->after_step(1);
+  halves->after_step(1);
   const auto expected = buffers_of(*whole);
   for (const auto& [name, tensor] : buffers_of(*halves)) {
     EXPECT_LE(difference(tensor, expected.at(name)), 1e-12) << name;
@@ -446,13 +446,13 @@ TEST_F(AspaLayer, EmptyHeadsAndAbsentTokens) {
     layer->force_selection(selection);
     expect_close(run(*layer, x), gradients(*layer, x, reference_forward(*layer, x, selection)),
                  1e-10);
-    layer->after_step();
+    layer->after_step(1);
     EXPECT_GT(layer->telemetry().query.max_vio, 0);
     const Selection none{Tensor::full({6, 2}, -1, DType::i32),
                          Tensor::full({6, 2}, -1, DType::i32)};
     layer->force_selection(none);
     expect_close(run(*layer, x), gradients(*layer, x, reference_forward(*layer, x, none)), 1e-10);
-    layer->after_step();
+    layer->after_step(1);
     EXPECT_EQ(layer->telemetry().query.max_vio, 0);
   }
 }

@@ -126,15 +126,17 @@ TEST(Balance, ThresholdsMoveAgainstTheLoad) {
   BalanceConfig config;
   config.u = 0.5;
   const RoleLoads loads{{0.7, 0.5, 0.2}, {0.1, 0.6, 0.8}};
-  update_thresholds(config, 0.5, 0, loads, q, k);
+  update_thresholds(config, 0.5, 1, loads, q, k);
   EXPECT_EQ(q.to_vector(), (std::vector<double>{0.5, 0, -0.5}));
   EXPECT_EQ(k.to_vector(), (std::vector<double>{-0.5, 0.5, 0.5}));
-  config.decay = 0.5;
-  update_thresholds(config, 0.5, 2, loads, q, k);
+  update_thresholds(config, 0.5, 0.25, loads, q, k);
   EXPECT_EQ(q.to_vector(), (std::vector<double>{0.625, 0, -0.625}));
+  config.follow_rate = false;
+  update_thresholds(config, 0.5, 0.25, loads, q, k);
+  EXPECT_EQ(q.to_vector(), (std::vector<double>{1.125, 0, -1.125}));
   config.enabled = false;
-  update_thresholds(config, 0.5, 0, loads, q, k);
-  EXPECT_EQ(q.to_vector(), (std::vector<double>{0.625, 0, -0.625}));
+  update_thresholds(config, 0.5, 1, loads, q, k);
+  EXPECT_EQ(q.to_vector(), (std::vector<double>{1.125, 0, -1.125}));
 }
 
 TEST(Balance, OneThresholdForBothRoles) {
@@ -143,7 +145,7 @@ TEST(Balance, OneThresholdForBothRoles) {
   BalanceConfig config;
   config.u = 1;
   config.shared_theta = true;
-  update_thresholds(config, 0.5, 0, {{0.9, 0.1}, {0.3, 0.7}}, q, k);
+  update_thresholds(config, 0.5, 1, {{0.9, 0.1}, {0.3, 0.7}}, q, k);
   EXPECT_EQ(q.to_vector(), (std::vector<double>{1, -1}));
   EXPECT_EQ(k.to_vector(), q.to_vector());
 }

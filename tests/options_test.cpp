@@ -180,7 +180,7 @@ TEST(Options, RefusesValuesThatMakeNoSense) {
       {"duel", {"--alpha", "1.5"}, "--alpha: expected a number in [0, 1], got 1.5"},
       {"duel", {"--alpha", "-0.1"}, "--alpha: expected a number in [0, 1], got -0.1"},
       {"duel", {"--alpha", "nan"}, "--alpha: expected a number in [0, 1], got nan"},
-      {"duel", {"--k", "9"}, "--k: expected at most 8 (= --routed-heads), got 9"},
+      {"duel", {"--k", "17"}, "--k: expected at most 16 (= --routed-heads), got 17"},
       {"duel", {"--k", "0"}, "--k: expected at least 1, got 0"},
       {"duel",
        {"--shared-heads", "0", "--routed-heads", "0"},
@@ -259,7 +259,7 @@ TEST(Options, ConfigTextReadsBackToTheSame) {
       {"train", {"--heads", "3", "--head-width", "32", "--device", "cuda:1"}},
       {"eval", {"--checkpoint", "runs/a/checkpoint", "--data", "x.txt"}},
       {"sample", {"--checkpoint", "c", "--temperature", "0"}},
-      {"recall", {"--seeds", "3", "--balance-decay", "0.999"}},
+      {"recall", {"--seeds", "3", "--balance-constant"}},
   };
   for (const auto& [command, args] : runs) {
     const std::string text = config_text(parse(command, args));

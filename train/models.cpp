@@ -48,7 +48,7 @@ AspaConfig aspa_config(const Options& options, const Arm& arm, std::uint64_t see
                                      : RopeSpan::half;
   c.balance.enabled = !o.no_balance;
   c.balance.u = o.balance_rate;
-  c.balance.decay = o.balance_decay;
+  c.balance.follow_rate = !o.balance_constant;
   c.balance.shared_theta = o.shared_theta;
   c.prototypes.enabled = !o.no_prototypes;
   c.prototypes.ema = o.prototype_ema;

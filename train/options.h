@@ -41,8 +41,8 @@ struct ModelOptions {
 struct AspaOptions {
   double alpha = 1;
   std::int64_t shared_heads = 2;
-  std::int64_t shared_window = 16;
-  std::int64_t routed_heads = 8;
+  std::int64_t shared_window = 8;
+  std::int64_t routed_heads = 16;
   std::int64_t k = 2;
   std::int64_t window = 32;
   std::int64_t anchors = 4;
@@ -59,7 +59,7 @@ struct AspaOptions {
   bool no_key_bias = false;
   bool no_balance = false;
   double balance_rate = 0.01;
-  double balance_decay = 1;
+  bool balance_constant = false;
   bool shared_theta = false;
   double prototype_ema = 0.99;
   double dead_share = 0.1;

@@ -109,7 +109,6 @@ void check_aspa(const AspaOptions& o, std::int64_t head_width) {
     throw ConfigError(fmt::format("--lambda: expected a finite number, got {}", o.lambda));
   }
   check_not_negative("balance-rate", o.balance_rate);
-  check_unit("balance-decay", o.balance_decay);
   check_unit("prototype-ema", o.prototype_ema);
   check_unit("dead-share", o.dead_share);
   check_range("dead-steps", o.dead_steps, 1, kMostCount);

@@ -61,7 +61,9 @@ void set_baby(Options& o) {
 void set_mqar(Options& o) {
   o.model.layers = 2;
   o.model.context = 128;
-  o.aspa.window = 64;
+  o.aspa.shared_window = 16;
+  o.aspa.routed_heads = 8;
+  o.aspa.window = 128;
   o.training.batch = 128;
   o.training.steps = 3000;
   o.training.min_lr = 0;

@@ -91,7 +91,7 @@ StepResult Trainer::step() {
   check_finite("gradient norm", result.grad_norm, step);
   optimizer_->step(result.lr, clip_scale(result.grad_norm, config_.clip));
   optimizer_->zero_grad();
-  model_.after_step();
+  model_.after_step(result.lr / config_.lr);
   return result;
 }
 
