@@ -299,7 +299,9 @@ void AspaAttention::after_step(double rate) {
                     router_->theta(Role::query), router_->theta(Role::key));
   if (config_.prototypes.enabled) {
     const GateState gates = router_->gate_state();
-    update_prototypes(config_.prototypes, gates, update_);
+    PrototypeConfig prototypes = config_.prototypes;  // they settle with the router, too
+    if (config_.balance.follow_rate) prototypes.ema = 1 - (1 - prototypes.ema) * rate;
+    update_prototypes(prototypes, gates, update_);
     telemetry_.dead_gates = static_cast<std::int64_t>(dead_gates(config_.prototypes, gates).size());
     telemetry_.revived = 0;
     if (config_.prototypes.revive) {

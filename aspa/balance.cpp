@@ -23,6 +23,23 @@ void move(const Tensor& theta, const std::vector<double>& load, double target, d
   theta.bump_version();
 }
 
+// Moves both thresholds of a head towards their mean until they are at most `gap` apart.
+void limit_gap(const Tensor& theta_q, const Tensor& theta_k, double gap) {
+  dispatch_float(theta_q.dtype(), "update_thresholds", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    T* q = theta_q.data<T>();
+    T* k = theta_k.data<T>();
+    for (std::int64_t h = 0; h < theta_q.numel(); ++h) {
+      const double a = static_cast<double>(q[h]);
+      const double b = static_cast<double>(k[h]);
+      if (std::abs(a - b) <= gap) continue;
+      const double mean = (a + b) / 2;
+      q[h] = T(mean + (a > b ? gap : -gap) / 2);
+      k[h] = T(mean - (a > b ? gap : -gap) / 2);
+    }
+  });
+}
+
 }  // namespace
 
 void update_thresholds(const BalanceConfig& config, double target, double rate,
@@ -32,6 +49,7 @@ void update_thresholds(const BalanceConfig& config, double target, double rate,
   if (!config.shared_theta) {
     move(theta_q, loads.query, target, u);
     move(theta_k, loads.key, target, u);
+    limit_gap(theta_q, theta_k, config.max_role_gap);
     return;
   }
   std::vector<double> mean(loads.query.size());

@@ -59,6 +59,7 @@ void AspaConfig::validate() const {
   }
   within("dropout", dropout, 0, 0.999);
   within("balance.u", balance.u, 0, 10);
+  within("balance.max_role_gap", balance.max_role_gap, 0, 1e9);
   within("prototypes.ema", prototypes.ema, 0, 1);
   within("prototypes.dead_share", prototypes.dead_share, 0, 1);
   at_least("prototypes.dead_steps", prototypes.dead_steps, 1);

@@ -125,6 +125,7 @@ TEST(Balance, ThresholdsMoveAgainstTheLoad) {
   const Tensor k = Tensor::zeros({3}, kF64);
   BalanceConfig config;
   config.u = 0.5;
+  config.max_role_gap = 100;
   const RoleLoads loads{{0.7, 0.5, 0.2}, {0.1, 0.6, 0.8}};
   update_thresholds(config, 0.5, 1, loads, q, k);
   EXPECT_EQ(q.to_vector(), (std::vector<double>{0.5, 0, -0.5}));
@@ -137,6 +138,17 @@ TEST(Balance, ThresholdsMoveAgainstTheLoad) {
   config.enabled = false;
   update_thresholds(config, 0.5, 1, loads, q, k);
   EXPECT_EQ(q.to_vector(), (std::vector<double>{1.125, 0, -1.125}));
+}
+
+TEST(Balance, ThresholdsOfTheRolesStayTogether) {
+  const Tensor q = Tensor::zeros({3}, kF64);
+  const Tensor k = Tensor::zeros({3}, kF64);
+  BalanceConfig config;
+  config.u = 1;
+  config.max_role_gap = 0.5;
+  update_thresholds(config, 0.5, 1, {{0.9, 0.5, 0.1}, {0.1, 0.9, 0.1}}, q, k);
+  EXPECT_EQ(q.to_vector(), (std::vector<double>{0.25, 0.25, -1}));
+  EXPECT_EQ(k.to_vector(), (std::vector<double>{-0.25, 0.75, -1}));
 }
 
 TEST(Balance, OneThresholdForBothRoles) {
