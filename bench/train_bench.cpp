@@ -1,5 +1,5 @@
 // The training step of a preset, to stand beside bench/peers/train_step.py: same model, same batch,
-// random tokens, median over steps. scripts/bench_peers runs the two in turn.
+// random tokens, median over steps. Run the two in turn.
 //
 // usage: train_bench PRESET ARM THREADS SECONDS
 // prints one JSON object: tokens_per_s, step_ms, peak_memory_bytes (resident memory that the model
