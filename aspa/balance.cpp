@@ -46,16 +46,9 @@ void update_thresholds(const BalanceConfig& config, double target, double rate,
                        const RoleLoads& loads, const Tensor& theta_q, const Tensor& theta_k) {
   if (!config.enabled || loads.query.empty()) return;
   const double u = config.follow_rate ? config.u * rate : config.u;
-  if (!config.shared_theta) {
-    move(theta_q, loads.query, target, u);
-    move(theta_k, loads.key, target, u);
-    limit_gap(theta_q, theta_k, config.max_role_gap);
-    return;
-  }
-  std::vector<double> mean(loads.query.size());
-  for (std::size_t h = 0; h < mean.size(); ++h) mean[h] = (loads.query[h] + loads.key[h]) / 2;
-  move(theta_q, mean, target, u);
-  move(theta_k, mean, target, u);
+  move(theta_q, loads.query, target, u);
+  move(theta_k, loads.key, target, u);
+  limit_gap(theta_q, theta_k, config.max_role_gap);
 }
 
 RoleTelemetry describe_load(std::vector<double> load) {

@@ -19,9 +19,8 @@ struct RoleLoads {
 };
 
 /// The rule: θ_h ← θ_h + u·rate·sign(load_h − target), then |θ^Q_h − θ^K_h| ≤ max_role_gap, in
-/// place, per role; with shared_theta both roles move by the mean of their loads. `target` is k/Hr,
-/// `rate` the learning rate's share of its peak (1 unless config.follow_rate). theta_q and theta_k
-/// are [Hr], f32 or f64.
+/// place, per role. `target` is k/Hr, `rate` the learning rate's share of its peak (unused unless
+/// config.follow_rate). theta_q and theta_k are [Hr], f32 or f64.
 void update_thresholds(const BalanceConfig& config, double target, double rate,
                        const RoleLoads& loads, const Tensor& theta_q, const Tensor& theta_k);
 

@@ -19,11 +19,9 @@ struct BalanceConfig {
   /// u follows the learning rate: it is multiplied by the rate's share of its peak. Thresholds that
   /// keep moving at full speed under a router that has settled can undo what it learned.
   bool follow_rate = true;
-  /// Largest difference between a head's two thresholds. Without a limit they drift apart, and a
-  /// query and the key it needs stop sharing a head.
+  /// Largest difference between a head's two thresholds; 0 is one θ for both roles. Without a limit
+  /// they drift apart, and a query and the key it needs stop sharing a head.
   double max_role_gap = 0.3;
-  /// One θ for both roles, moved by the mean of their loads.
-  bool shared_theta = false;
 };
 
 /// How prototypes follow the tokens (aspa/prototypes.h).

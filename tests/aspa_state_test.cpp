@@ -152,13 +152,13 @@ TEST(Balance, ThresholdsOfTheRolesStayTogether) {
 }
 
 TEST(Balance, OneThresholdForBothRoles) {
-  const Tensor q = Tensor::zeros({2}, kF64);
-  const Tensor k = Tensor::zeros({2}, kF64);
+  const Tensor q = Tensor::zeros({3}, kF64);
+  const Tensor k = Tensor::zeros({3}, kF64);
   BalanceConfig config;
   config.u = 1;
-  config.shared_theta = true;
-  update_thresholds(config, 0.5, 1, {{0.9, 0.1}, {0.3, 0.7}}, q, k);
-  EXPECT_EQ(q.to_vector(), (std::vector<double>{1, -1}));
+  config.max_role_gap = 0;
+  update_thresholds(config, 0.5, 1, {{0.9, 0.1, 0.7}, {0.8, 0.7, 0.5}}, q, k);
+  EXPECT_EQ(q.to_vector(), (std::vector<double>{1, 0, 0.5}));
   EXPECT_EQ(k.to_vector(), q.to_vector());
 }
 

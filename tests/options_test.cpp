@@ -275,13 +275,30 @@ TEST(Options, ConfigTextReadsBackToTheSame) {
   EXPECT_NE(text.find("\narms = [\"dense\", \"dense_gated\", \"aspa\"]\n"), std::string::npos);
 }
 
-TEST(Options, ResumingTakesTheConfigOfTheRun) {
-  const TemporaryFolder folder;
-  folder.write("config.toml", config_text(parse("train", {"--layers", "3", "--steps", "77"})));
-  const Options o = parse("train", {"--resume", "--out", folder.path(), "--steps", "99"});
+TEST(Options, AResumedRunIsTheSavedOneWithWhatTheCommandLineGives) {
+  const Options saved =
+      parse("duel", {"--layers", "3", "--steps", "77", "--seed", "5", "--lr", "0.5"});
+  const auto resume = [&](std::vector<std::string> args) {
+    args.insert(args.begin(), {"--resume", "--checkpoint", "c"});
+    return resumed(saved, parse("train", args));
+  };
+  const Options o = resume({"--steps", "99", "--threads", "1", "--layers", "3"});
+  EXPECT_EQ(o.command, "train");
   EXPECT_EQ(o.model.layers, 3);
   EXPECT_EQ(o.training.steps, 99);
-  EXPECT_EQ(parse("train", {"--out", folder.path()}).model.layers, 4);
+  EXPECT_EQ(o.training.lr, 0.5);
+  EXPECT_EQ(o.common.seed, 5);
+  EXPECT_EQ(o.common.threads, 1);
+  EXPECT_EQ(o.checkpoint.checkpoint, "c");
+  EXPECT_EQ(resume({}).training.steps, 77);
+  EXPECT_EQ(resume({"--epochs", "2"}).training.steps, 0);
+  const auto message = [&](const std::vector<std::string>& args) {
+    return message_of<ConfigError>([&] { resume(args); });
+  };
+  EXPECT_EQ(message({"--layers", "4"}),
+            "--layers: expected 3, as in the checkpoint that is resumed, got 4");
+  EXPECT_NE(message({"--seed", "6"}).find("--seed"), std::string::npos);
+  EXPECT_NE(message({"--lr", "-1"}).find("--lr"), std::string::npos);
   EXPECT_THROW(parse_options("train", {"--resume"}), ConfigError);
 }
 

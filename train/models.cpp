@@ -49,7 +49,7 @@ AspaConfig aspa_config(const Options& options, const Arm& arm, std::uint64_t see
   c.balance.enabled = !o.no_balance;
   c.balance.u = o.balance_rate;
   c.balance.follow_rate = !o.balance_constant;
-  c.balance.shared_theta = o.shared_theta;
+  c.balance.max_role_gap = o.role_gap;
   c.prototypes.enabled = !o.no_prototypes;
   c.prototypes.ema = o.prototype_ema;
   c.prototypes.dead_share = o.dead_share;

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <filesystem>
 #include <type_traits>
 
 #include "tensor/error.h"
@@ -186,17 +185,6 @@ void resolve_length(TrainingOptions& training, const Levels& levels) {
   }
 }
 
-/// The config file that applies; when a run is resumed, by default the one it wrote.
-std::string config_of(const CommandLine& line) {
-  std::string config = line.value("config");
-  if (config.empty() && line.value("resume") == "true" && !line.value("out").empty()) {
-    const auto saved = std::filesystem::path(line.value("out")) / "config.toml";
-    std::error_code error;
-    if (std::filesystem::exists(saved, error)) config = saved.string();
-  }
-  return config;
-}
-
 /// Preset, then config text, then the command line.
 Options combine(const CommandSpec& command, const CommandLine& line, std::string_view config,
                 const std::string& source) {
@@ -213,6 +201,7 @@ Options combine(const CommandSpec& command, const CommandLine& line, std::string
     if (it == line.values.end()) continue;
     set_from_text(options, *spec, it->second);
     levels[spec->name] = kCommandLineLevel;
+    options.given.emplace(it->first, it->second);
   }
   resolve_heads(options.model, levels);
   resolve_length(options.training, levels);
@@ -244,7 +233,7 @@ ParsedOptions parse_options(std::string_view command_name, const std::vector<std
   ParsedOptions parsed;
   parsed.help = line.help;
   if (!parsed.help.empty()) return parsed;
-  const std::string config = config_of(line);
+  const std::string config = line.value("config");
   if (config.empty()) {
     parsed.options = combine(command, line, {}, {});
   } else {
@@ -258,6 +247,42 @@ ParsedOptions parse_options(std::string_view command_name, const std::vector<std
 Options options_from_text(const std::string& command, const std::string& text,
                           const std::string& source) {
   return combine(command_spec(command), {}, text, source);
+}
+
+Options resumed(const Options& saved, const Options& call) {
+  if (!call.common.config.empty()) {
+    throw ConfigError("--config: not together with --resume, whose options are the checkpoint's");
+  }
+  Options options = saved;
+  options.command = call.command;
+  options.given = call.given;
+  options.common = call.common;
+  options.common.seed = saved.common.seed;
+  options.common.dtype = saved.common.dtype;
+  options.checkpoint = call.checkpoint;
+  options.checkpoint.model = saved.checkpoint.model;
+  Levels levels;
+  levels[saved.training.steps > 0 ? "steps" : "epochs"] = kConfigLevel;
+  for (const OptionSpec* spec : options_of(command_spec(call.command))) {
+    const auto it = call.given.find(std::string(spec->name));
+    if (it == call.given.end()) continue;
+    const std::string before = text_of(spec->field(options));
+    set_from_text(options, *spec, it->second);
+    const std::string after = text_of(spec->field(options));
+    const bool free =
+        spec->group == Group::training || spec->name == "data" ||
+        (spec->group == Group::common && spec->name != "seed" && spec->name != "dtype") ||
+        (spec->group == Group::checkpoint && spec->name != "model");
+    if (!free && before != after) {
+      throw ConfigError(
+          fmt::format("--{}: expected {}, as in the checkpoint that is resumed, got {}", spec->name,
+                      before, after));
+    }
+    levels[spec->name] = kCommandLineLevel;
+  }
+  resolve_length(options.training, levels);
+  validate(options);
+  return options;
 }
 
 std::int64_t training_steps(const TrainingOptions& training, std::int64_t context,

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
@@ -43,7 +44,7 @@ struct AspaOptions {
   std::int64_t shared_heads = 2;
   std::int64_t shared_window = 8;
   std::int64_t routed_heads = 16;
-  std::int64_t k = 2;
+  std::int64_t k = 4;
   std::int64_t window = 32;
   std::int64_t anchors = 4;
   std::int64_t gates_per_head = 4;
@@ -60,7 +61,7 @@ struct AspaOptions {
   bool no_balance = false;
   double balance_rate = 0.01;
   bool balance_constant = false;
-  bool shared_theta = false;
+  double role_gap = 0.3;
   double prototype_ema = 0.99;
   double dead_share = 0.1;
   std::int64_t dead_steps = 200;
@@ -120,6 +121,7 @@ struct DoctorOptions {
 /// (--length) is model.context.
 struct Options {
   std::string command;
+  std::map<std::string, std::string> given;  ///< what the command line itself said, by name
   CommonOptions common;
   DataOptions data;
   ModelOptions model;
@@ -161,6 +163,11 @@ std::string config_text(const Options& options);
 /// parse_options.
 Options options_from_text(const std::string& command, const std::string& text,
                           const std::string& source);
+
+/// What a resumed run goes on with: the `saved` options of its checkpoint, changed by what the
+/// command line of `call` gave (say, more --steps). Throws ConfigError when that would be another
+/// model, other text or another seed than the checkpoint's.
+Options resumed(const Options& saved, const Options& call);
 
 /// Steps of the whole run: training.steps, or training.epochs passes over `train_tokens`, rounded
 /// up.

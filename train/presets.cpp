@@ -52,6 +52,7 @@ void set_baby(Options& o) {
   o.model.dropout = 0.2;
   o.aspa.shared_window = 64;
   o.aspa.routed_heads = 16;
+  o.aspa.k = 2;
   o.aspa.window = 128;
   o.training.batch = 64;
   o.training.steps = 5000;
@@ -63,7 +64,8 @@ void set_mqar(Options& o) {
   o.model.context = 128;
   o.aspa.shared_window = 16;
   o.aspa.routed_heads = 8;
-  o.aspa.window = 128;
+  o.aspa.k = 2;
+  o.aspa.window = 256;
   o.training.batch = 128;
   o.training.steps = 3000;
   o.training.min_lr = 0;

@@ -67,8 +67,7 @@ int run_duel(const Options& given) {
       std::unique_ptr<Transformer> model;
       Entry entry{run_session(options, arm, task, config, folder, mode, model), {}};
       if (entry.result.interrupted) {
-        return say_interrupted(fmt::format("proteus train --resume --checkpoint {} --config {}",
-                                           config.checkpoint, folder.file("config.toml")));
+        return say_interrupted("proteus train --resume --checkpoint " + config.checkpoint);
       }
       entry.sample = generate(*model, dataset.tokenizer(), options.sampling, seed);
       entries.push_back(std::move(entry));

@@ -10,19 +10,6 @@
 #include "train/commands/text.h"
 
 namespace proteus {
-namespace {
-
-/// The checkpoint's model and data options with this call's budget: a resumed run is the same run.
-Options resumed_options(const Options& given, const SavedModel& saved) {
-  Options options = given;
-  options.model = saved.options.model;
-  options.aspa = saved.options.aspa;
-  options.checkpoint.model = saved.arm;
-  options.common.seed = static_cast<std::int64_t>(saved.seed);
-  return options;
-}
-
-}  // namespace
 
 int run_train(const Options& given) {
   Options options = given;
@@ -33,7 +20,10 @@ int run_train(const Options& given) {
                                  ? options.common.out + "/checkpoint"
                                  : options.checkpoint.checkpoint;
     const SavedModel saved = parse_model_json(load_checkpoint(path).config, path);
-    options = resumed_options(options, saved);
+    Options start = saved.options;
+    start.checkpoint.model = saved.arm;
+    start.common.seed = static_cast<std::int64_t>(saved.seed);
+    options = resumed(start, given);
     options.checkpoint.checkpoint = path;
     resumed_step = checkpoint_step(path);
     if (saved.tokenizer.empty()) {
@@ -63,9 +53,8 @@ int run_train(const Options& given) {
   json["checkpoint"] = config.checkpoint;
   folder.write_summary(json);
   if (result.interrupted) {
-    return say_interrupted(
-        fmt::format("proteus train --resume --checkpoint {} --config {} --out {}",
-                    config.checkpoint, folder.file("config.toml"), folder.path()));
+    return say_interrupted(fmt::format("proteus train --resume --checkpoint {} --out {}",
+                                       config.checkpoint, folder.path()));
   }
   Table table({"model", "params", "steps", "train loss", "val loss", "bits/byte", "tokens/s",
                "peak memory", "checkpoint"});

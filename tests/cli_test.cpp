@@ -1,0 +1,198 @@
+// The program as others script it: exit codes, one line on stderr, nothing half-written, and a run
+// that is stopped and resumed.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <csignal>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <sstream>
+#include <thread>
+
+#include "tests/temporary_folder.h"
+
+namespace proteus {
+namespace {
+
+namespace fs = std::filesystem;
+using testing::TemporaryFolder;
+using Args = std::vector<std::string>;
+
+struct Outcome {
+  int code = -1;  ///< the exit code, or 128 + the signal that ended it
+  std::string out;
+  std::string err;
+};
+
+/// The program, started in `folder` with its output in files there.
+class Program {
+ public:
+  Program(const TemporaryFolder& folder, Args args) : folder_(folder) {
+    args.insert(args.begin(), PROTEUS_PROGRAM);
+    std::vector<char*> argv;
+    for (std::string& arg : args) argv.push_back(arg.data());
+    argv.push_back(nullptr);
+    const std::string out = folder.file("stdout");
+    const std::string err = folder.file("stderr");
+    pid_ = ::fork();
+    if (pid_ != 0) return;
+    const int flags = O_WRONLY | O_CREAT | O_TRUNC;
+    ::dup2(::open(out.c_str(), flags, 0600), 1);
+    ::dup2(::open(err.c_str(), flags, 0600), 2);
+    if (::chdir(folder.path().c_str()) == 0) ::execv(argv[0], argv.data());
+    ::_exit(127);
+  }
+
+  void interrupt() const { ::kill(pid_, SIGINT); }
+
+  Outcome wait() const {
+    int status = 0;
+    ::waitpid(pid_, &status, 0);
+    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status),
+            folder_.read("stdout"), folder_.read("stderr")};
+  }
+
+ private:
+  const TemporaryFolder& folder_;
+  pid_t pid_ = -1;
+};
+
+Outcome run(const TemporaryFolder& folder, const Args& args) {
+  return Program(folder, args).wait();
+}
+
+Args joined(Args args, const Args& more) {
+  args.insert(args.end(), more.begin(), more.end());
+  return args;
+}
+
+std::string some_text(std::size_t bytes) {
+  std::string text;
+  while (text.size() < bytes) text += "To be, or not to be: that is the question.\n";
+  return text;
+}
+
+// A model that trains in no time.
+const Args kSmall = {"--layers", "1", "--width", "32", "--batch", "2", "--threads", "1", "--quiet"};
+
+struct BadInput {
+  const char* name;
+  Args args;
+  int code;
+  const char* says;  ///< part of the line on stderr
+};
+
+void PrintTo(const BadInput& bad, std::ostream* os) { *os << bad.name; }
+
+class BadInputs : public ::testing::TestWithParam<BadInput> {};
+
+TEST_P(BadInputs, EndWithTheirCodeAndOneLineAndLeaveNothing) {
+  const TemporaryFolder folder;
+  folder.write("good", some_text(4000));
+  folder.write("empty", "");
+  folder.write("tiny", "abc");
+  folder.write("latin1", some_text(500) + "caf\xE9 " + some_text(500));
+  folder.write("file", "");
+  fs::create_directory(folder.file("directory"));
+  for (const char* command : {"duel", "train"}) {
+    const Outcome o = run(folder, joined(joined({command}, kSmall), GetParam().args));
+    EXPECT_EQ(o.code, GetParam().code) << command << ": " << o.err;
+    EXPECT_NE(o.err.find(GetParam().says), std::string::npos) << command << ": " << o.err;
+    EXPECT_EQ(std::count(o.err.begin(), o.err.end(), '\n'), 1) << command << ": " << o.err;
+    EXPECT_EQ(o.out, "") << command;
+    EXPECT_FALSE(fs::exists(folder.file("run/summary.json"))) << command;
+    EXPECT_FALSE(fs::exists(folder.file("run/checkpoint"))) << command;
+    // Only numbers that went bad are seen after the run has begun.
+    EXPECT_EQ(fs::exists(folder.file("run")), GetParam().code == 5) << command;
+    fs::remove_all(folder.file("run"));
+  }
+}
+
+const Args kRun = {"--data", "good", "--out", "run"};
+
+INSTANTIATE_TEST_SUITE_P(
+    Cli, BadInputs,
+    ::testing::Values(
+        BadInput{"EmptyFile", {"--data", "empty", "--out", "run"}, 3, "empty"},
+        BadInput{"TinyFile", {"--data", "tiny", "--out", "run"}, 3, "tiny"},
+        BadInput{"MissingFile", {"--data", "nowhere", "--out", "run"}, 3, "nowhere"},
+        BadInput{"Directory", {"--data", "directory", "--out", "run"}, 3, "directory"},
+        BadInput{"NotUtf8", {"--data", "latin1", "--out", "run"}, 3, "UTF-8"},
+        BadInput{"ContextLongerThanData", joined(kRun, {"--context", "5000"}), 2, "--context"},
+        BadInput{"HeadsThatDoNotDivide", joined(kRun, {"--heads", "3"}), 2, "--heads"},
+        BadInput{"AlphaAboveOne", joined(kRun, {"--alpha", "1.5"}), 2, "--alpha"},
+        BadInput{"AlphaBelowZero", joined(kRun, {"--alpha=-0.5"}), 2, "--alpha"},
+        BadInput{"AlphaNotANumber", joined(kRun, {"--alpha", "nan"}), 2, "--alpha"},
+        BadInput{"MoreHeadsThanThereAre", joined(kRun, {"--k", "17"}), 2, "--k"},
+        BadInput{"UnknownOption", joined(kRun, {"--stepz", "1"}), 2, "--steps"},
+        BadInput{"UnknownArgument", joined(kRun, {"fast"}), 2, "fast"},
+        BadInput{"OutUnderAFile", {"--data", "good", "--out", "file/run"}, 3, "file/run"},
+        BadInput{"NumbersGoBad", joined(kRun, {"--lr", "1e30", "--warmup", "0", "--clip", "0"}), 5,
+                 "--lr"}),
+    [](const auto& bad) { return std::string(bad.param.name); });
+
+std::vector<nlohmann::json> losses(const TemporaryFolder& folder, const std::string& run) {
+  std::vector<nlohmann::json> lines;
+  std::istringstream in(folder.read(run + "/metrics.jsonl"));
+  for (std::string line; std::getline(in, line);) {
+    const nlohmann::json json = nlohmann::json::parse(line);
+    if (json.contains("loss")) lines.push_back({json["step"], json["loss"]});
+  }
+  return lines;
+}
+
+// The line that an interrupted run prints, as arguments.
+Args resume_command(const std::string& out) {
+  std::istringstream in(out.substr(out.find("proteus train")));
+  std::string word;
+  in >> word;
+  Args args;
+  while (in >> word) args.push_back(word);
+  return args;
+}
+
+class Interrupted : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(Interrupted, GoesOnAsIfItHadNotBeen) {
+  const TemporaryFolder folder;
+  folder.write("text", some_text(4000));
+  const std::string command = GetParam();
+  const Args arm = command == "duel" ? Args{"--arms", "aspa"} : Args{"--model", "aspa"};
+  const Args args = joined(joined(joined({command}, kSmall), arm),
+                           {"--data", "text", "--steps", "400", "--eval-every", "0", "--log-every",
+                            "1", "--dropout", "0.1", "--context", "16"});
+  ASSERT_EQ(run(folder, joined(args, {"--out", "whole"})).code, 0);
+
+  const Program stopped(folder, joined(args, {"--out", "run"}));
+  const auto size = [&] {
+    std::error_code error;
+    const auto bytes = fs::file_size(folder.file("run/metrics.jsonl"), error);
+    return error ? 0 : bytes;
+  };
+  while (size() == 0) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  stopped.interrupt();
+  const Outcome o = stopped.wait();
+  ASSERT_EQ(o.code, 130) << o.err;
+  ASSERT_LT(losses(folder, "run").size(), 400U);
+  ASSERT_NE(o.out.find("proteus train --resume"), std::string::npos) << o.out;
+
+  Args go_on = resume_command(o.out);
+  if (command == "duel") go_on = joined(go_on, {"--out", "rest"});
+  const Outcome resumed = run(folder, joined(go_on, {"--quiet"}));
+  ASSERT_EQ(resumed.code, 0) << resumed.err;
+  std::vector<nlohmann::json> lines = losses(folder, "run");
+  if (command == "duel") {
+    const auto rest = losses(folder, "rest");
+    lines.insert(lines.end(), rest.begin(), rest.end());
+  }
+  EXPECT_EQ(lines, losses(folder, "whole"));
+}
+
+INSTANTIATE_TEST_SUITE_P(Cli, Interrupted, ::testing::Values("train", "duel"));
+
+}  // namespace
+}  // namespace proteus
