@@ -7,6 +7,8 @@
 #include "tensor/ops/gelu.h"
 #include "tensor/ops/gemm_backend.h"
 #include "tensor/ops/gemm_tiling.h"
+#include "tensor/ops/gemm_weight.h"
+#include "tensor/ops/tile_gemm.h"
 #include "tensor/ops/transpose.h"
 #include "tensor/parallel.h"
 #include "tensor/storage.h"
@@ -96,10 +98,11 @@ void compute_in_place(const GemmFwd& g, Block<T> b) {
   finish_block(g, b);
 }
 
-void widen(const bfloat16* src, std::int64_t ld, float* dst, std::int64_t rows,
-           std::int64_t columns) {
+template <class T, class A>
+void copy_rows(const T* from, std::int64_t ldf, A* to, std::int64_t ldt, std::int64_t rows,
+               std::int64_t columns) {
   for (std::int64_t r = 0; r < rows; ++r) {
-    for (std::int64_t j = 0; j < columns; ++j) dst[r * columns + j] = src[r * ld + j];
+    for (std::int64_t j = 0; j < columns; ++j) to[r * ldt + j] = A(from[r * ldf + j]);
   }
 }
 
@@ -122,10 +125,10 @@ void compute_bf16(const GemmFwd& g, Block<bfloat16> b) {
     const std::int64_t a_columns = g.trans_a ? b.m : k;
     const std::int64_t b_rows = g.trans_b ? b.n : k;
     const std::int64_t b_columns = g.trans_b ? k : b.n;
-    widen(a_base + (g.trans_a ? k0 * g.lda + b.i : b.i * g.lda + k0), g.lda, wide_a, a_rows,
-          a_columns);
-    widen(b_base + (g.trans_b ? b.j * g.ldb + k0 : k0 * g.ldb + b.j), g.ldb, wide_b, b_rows,
-          b_columns);
+    copy_rows(a_base + (g.trans_a ? k0 * g.lda + b.i : b.i * g.lda + k0), g.lda, wide_a, a_columns,
+              a_rows, a_columns);
+    copy_rows(b_base + (g.trans_b ? b.j * g.ldb + k0 : k0 * g.ldb + b.j), g.ldb, wide_b, b_columns,
+              b_rows, b_columns);
     gemm_backend::multiply(gemm_backend::Tile<float>{.a = wide_a,
                                                      .b = wide_b,
                                                      .c = sums,
@@ -170,64 +173,105 @@ void run_tiles(const GemmFwd& g) {
   });
 }
 
-// dst [columns, rows] = srcᵀ, all threads.
-void transpose_all(const float* src, std::int64_t lds, float* dst, std::int64_t rows,
-                   std::int64_t columns) {
-  constexpr std::int64_t kStrip = 64;
-  parallel_for(ceil_div(columns, kStrip), ceil_div(1 << 16, kStrip * rows),
+// Panels of op(B), 64 columns wide and next to each other: [K, 64] each, the last one narrower in
+// what is used of it.
+constexpr std::int64_t kPanel = 64;
+
+template <class T>
+void pack_panels(const GemmFwd& g, std::int64_t j0, std::int64_t columns, accum_t<T>* panels) {
+  parallel_for(ceil_div(columns, kPanel), 1 + (1 << 16) / (kPanel * g.K),
                [&](std::int64_t begin, std::int64_t end) {
-                 const std::int64_t first = begin * kStrip;
-                 const std::int64_t last = std::min(columns, end * kStrip);
-                 transpose(src + first, lds, dst + first * rows, rows, rows, last - first);
+                 for (std::int64_t p = begin; p < end; ++p) {
+                   const std::int64_t j = j0 + p * kPanel;
+                   const std::int64_t width = std::min(kPanel, j0 + columns - j);
+                   accum_t<T>* panel = panels + p * kPanel * g.K;
+                   const T* b = static_cast<const T*>(g.b);
+                   if (g.trans_b) {
+                     transpose(b + j * g.ldb, g.ldb, panel, kPanel, width, g.K);
+                   } else {
+                     copy_rows(b + j, g.ldb, panel, kPanel, g.K, width);
+                   }
+                 }
                });
 }
 
-// The backend would transpose an operand again for every tile. Done once for all tiles, it costs
-// next to nothing.
-constexpr std::int64_t kMostTransposed = std::int64_t{1} << 23;  // elements of scratch memory
-
-// x·Wᵀ: W is transposed first.
-void gemm_transposed_b(GemmFwd g) {
-  const Storage scratch(static_cast<std::size_t>(g.K * g.N) * sizeof(float), kCpu);
-  auto* b = static_cast<float*>(scratch.data());
-  transpose_all(static_cast<const float*>(g.b), g.ldb, b, g.N, g.K);
-  g.b = b;
-  g.ldb = g.N;
-  g.trans_b = false;
-  run_tiles<float>(g);
+// One tile of C against packed panels: up to kDepth of K at a time.
+template <class T>
+void compute_packed(const GemmFwd& g, Block<T> b, const accum_t<T>* panels) {
+  using A = accum_t<T>;
+  constexpr bool kInPlace = std::is_same_v<T, A>;
+  constexpr std::int64_t kDepth = 384;
+  const std::int64_t at = b.i * g.ldc + b.j;
+  thread_local std::vector<A> buffer;  // of bf16: sums, and a block of A
+  const std::int64_t depth = std::min(kDepth, g.K);
+  if (!kInPlace) buffer.resize(static_cast<std::size_t>(b.m * (b.n + depth)));
+  if constexpr (kInPlace) {
+    b.sums = static_cast<T*>(g.c) + at;
+    b.ld = g.ldc;
+  } else {
+    b.sums = buffer.data();
+    b.ld = b.n;
+  }
+  for (std::int64_t k = 0; k < g.K; k += kDepth) {
+    const std::int64_t now = std::min(kDepth, g.K - k);
+    const T* rows = static_cast<const T*>(g.a) + b.i * g.lda + k;
+    tile::MatrixA<A> a;
+    if constexpr (kInPlace) {
+      a = {rows, g.lda, 1, nullptr};
+    } else {
+      A* wide = buffer.data() + b.m * b.n;
+      copy_rows(rows, g.lda, wide, depth, b.m, now);
+      a = {wide, depth, 1, nullptr};
+    }
+    for (std::int64_t j = 0; j < b.n; j += kPanel) {
+      tile::gemm<A>(b.m, std::min(kPanel, b.n - j), now, a, panels + j * g.K + k * kPanel, kPanel,
+                    {b.sums + j, b.ld, nullptr}, k > 0 || (kInPlace && g.beta == 1));
+    }
+  }
+  finish_block(g, b);
 }
 
-// dyᵀ·x: a panel of K at a time is transposed, multiplied and added to C. The cut is by shape.
-void gemm_transposed_a(const GemmFwd& g) {
-  const std::int64_t most = std::clamp<std::int64_t>(kMostTransposed / 4 / g.M, 256, 2048);
-  const std::int64_t panels = ceil_div(g.K, most);
-  const std::int64_t depth = gemm_tiling::round_up(ceil_div(g.K, panels), 64);
-  const Storage scratch(static_cast<std::size_t>(g.M * depth) * sizeof(float), kCpu);
-  auto* a = static_cast<float*>(scratch.data());
-  for (std::int64_t k0 = 0; k0 < g.K; k0 += depth) {
-    GemmFwd now = g;
-    now.K = std::min(depth, g.K - k0);
-    transpose_all(static_cast<const float*>(g.a) + k0 * g.lda, g.lda, a, now.K, g.M);
-    now.a = a;
-    now.lda = now.K;
-    now.trans_a = false;
-    now.b = static_cast<const float*>(g.b) + k0 * g.ldb;
-    if (k0 > 0) now.beta = 1;
-    if (k0 + depth < g.K) {
-      now.bias = nullptr;
-      now.epilogue = GemmEpilogue::none;
-    }
-    run_tiles<float>(now);
+// x·W and x·Wᵀ. W is packed once for all tiles; rows of x are read where they are.
+template <class T>
+void gemm_packed(const GemmFwd& g) {
+  constexpr std::int64_t kMostPacked = std::int64_t{1} << 23;  // elements of scratch memory
+  constexpr std::int64_t kColumns = 8 * kPanel;                // of a tile
+  const std::int64_t rows = g.M < 2048 ? 48 : 96;
+  const std::int64_t most = std::max(kColumns, kMostPacked / g.K / kColumns * kColumns);
+  const std::int64_t group = std::min(most, gemm_tiling::round_up(g.N, kPanel));
+  const Storage scratch(static_cast<std::size_t>(group * g.K) * sizeof(accum_t<T>), kCpu);
+  auto* panels = static_cast<accum_t<T>*>(scratch.data());
+  for (std::int64_t j0 = 0; j0 < g.N; j0 += group) {
+    const std::int64_t width = std::min(group, g.N - j0);
+    pack_panels<T>(g, j0, width, panels);
+    const std::int64_t columns = ceil_div(width, kColumns);
+    parallel_for(ceil_div(g.M, rows) * columns, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t t = begin; t < end; ++t) {
+        const std::int64_t i = t / columns * rows;
+        const std::int64_t j = t % columns * kColumns;
+        Block<T> b;
+        b.i = i;
+        b.j = j0 + j;
+        b.m = std::min(rows, g.M - i);
+        b.n = std::min(kColumns, width - j);
+        compute_packed<T>(g, b, panels + j * g.K);
+      }
+    });
   }
 }
 
-void gemm_f32(const GemmFwd& g) {
-  constexpr std::int64_t kReuse = 64;  // tiles' worth of reuse that pays for a transposition
-  const bool worth = g.batch == 1 && g.K > 0 && g.trans_a != g.trans_b && g.M >= kReuse &&
-                     g.N >= kReuse && g.M * g.N >= 4 * kReuse * kReuse;
-  if (worth && g.trans_a) return gemm_transposed_a(g);
-  if (worth && g.K * g.N <= kMostTransposed) return gemm_transposed_b(g);
-  run_tiles<float>(g);
+// Whether so many rows read W that packing it pays.
+bool packing_pays(const GemmFwd& g) {
+  constexpr std::int64_t kLeastRows = 64;
+  return g.batch == 1 && !g.trans_a && g.alpha == 1 && (g.beta == 0 || g.beta == 1) && g.K > 0 &&
+         g.M >= kLeastRows;
+}
+
+template <class T>
+void gemm_typed(const GemmFwd& g) {
+  if (is_weight_product(g)) return gemm_weight(g);
+  if (packing_pays(g)) return gemm_packed<T>(g);
+  run_tiles<T>(g);
 }
 
 // Rows are cut into chunks with one partial sum each, which are then added in order.
@@ -271,9 +315,8 @@ void bias_bwd_typed(const BiasBwd& a) {
 
 void gemm_fwd_cpu(const GemmFwd& g) {
   if (g.M == 0 || g.N == 0 || g.batch == 0) return;
-  if (g.dtype == DType::f32) return gemm_f32(g);
   dispatch_float(g.dtype, "gemm_fwd",
-                 [&](auto tag) { run_tiles<typename decltype(tag)::type>(g); });
+                 [&](auto tag) { gemm_typed<typename decltype(tag)::type>(g); });
 }
 
 void bias_bwd_cpu(const BiasBwd& a) {
