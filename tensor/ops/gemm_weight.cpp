@@ -58,7 +58,7 @@ Cut choose(std::int64_t M, std::int64_t N, std::int64_t K) {
   return best;
 }
 
-// A block of a matrix, [rows, columns], and what stands below it.
+// A matrix with contiguous rows.
 struct Rows {
   const float* base = nullptr;
   std::int64_t ld = 0;
@@ -69,37 +69,24 @@ struct Rows {
     const float* from = base;
     for (std::int64_t r = 0; r < rows; ++r, from += ld, to += ldt) {
       std::int64_t j = 0;
+      for (; j + 4 * L <= columns; j += 4 * L) {
+#pragma GCC unroll 4
+        for (std::int64_t v = 0; v < 4 * L; v += L) {
+          tile::store(to + j + v, tile::load(from + j + v));
+        }
+      }
       for (; j + L <= columns; j += L) tile::store(to + j, tile::load(from + j));
       if (j < columns) {
         tile::store_part(to + j, tile::load_part(from + j, columns - j), columns - j);
       }
     }
   }
-};
 
-// Fetches the cache lines of a block ahead of their use, a few at a time: hardware loses the stream
-// while the block before it is multiplied.
-class Prefetch {
- public:
-  Prefetch(const Rows& block, std::int64_t rows, std::int64_t calls)
-      : block_(block), rows_(rows), lines_(ceil_div(rows * ceil_div(block.columns, 16), calls)) {}
-
-  void next() {
-    for (std::int64_t n = 0; n < lines_ && rows_ > 0; ++n) {
-      __builtin_prefetch(block_.base + column_, 0, 2);
-      column_ += 16;
-      if (column_ < block_.columns) continue;
-      column_ = 0;
-      block_.base += block_.ld;
-      --rows_;
+  void prefetch(std::int64_t begin, std::int64_t end) const {
+    for (std::int64_t r = begin; r < end; ++r) {
+      for (std::int64_t j = 0; j < columns; j += 16) __builtin_prefetch(base + r * ld + j, 0, 2);
     }
   }
-
- private:
-  Rows block_;
-  std::int64_t rows_;
-  std::int64_t lines_;
-  std::int64_t column_ = 0;
 };
 
 // c [m, n] = a [K, m]ᵀ · b [K, n], on the calling thread.
@@ -109,7 +96,10 @@ void multiply(std::int64_t K, const Rows& a, const Rows& b, float* c, std::int64
   constexpr std::int64_t kStrip = 6;  // rows of the microkernel
   const std::int64_t m = a.columns;
   const std::int64_t n = b.columns;
-  const std::int64_t calls = ceil_div(m, kStrip) * ceil_div(n, kWidth);
+  // The rows of the next block are fetched a few at a time while this one is multiplied: hardware
+  // loses the stream meanwhile. What fits the second-level cache needs none of it.
+  const bool far = K * (m + n) > (std::int64_t{1} << 17);
+  const std::int64_t few = ceil_div(kDepth, ceil_div(m, kStrip) * ceil_div(n, kWidth));
   thread_local std::vector<float> buffer;
   buffer.resize(static_cast<std::size_t>(kDepth * (m + kWidth)));
   float* block = buffer.data();
@@ -117,15 +107,20 @@ void multiply(std::int64_t K, const Rows& a, const Rows& b, float* c, std::int64
   for (std::int64_t k = 0; k < K; k += kDepth) {
     const std::int64_t depth = std::min(kDepth, K - k);
     const std::int64_t ahead = std::min(kDepth, K - k - depth);
-    Prefetch next_a({a.base + (k + depth) * a.ld, a.ld, m}, ahead, calls);
-    Prefetch next_b({b.base + (k + depth) * b.ld, b.ld, n}, ahead, calls);
+    const Rows next_a{a.base + (k + depth) * a.ld, a.ld, m};
+    const Rows next_b{b.base + (k + depth) * b.ld, b.ld, n};
+    std::int64_t fetched = 0;
     Rows{a.base + k * a.ld, a.ld, m}.copy_to(block, m, depth);
     for (std::int64_t j = 0; j < n; j += kWidth) {
       const std::int64_t width = std::min(kWidth, n - j);
       Rows{b.base + k * b.ld + j, b.ld, width}.copy_to(panel, kWidth, depth);
       for (std::int64_t i = 0; i < m; i += kStrip) {
-        next_a.next();
-        next_b.next();
+        if (far && fetched < ahead) {
+          const std::int64_t end = std::min(ahead, fetched + few);
+          next_a.prefetch(fetched, end);
+          next_b.prefetch(fetched, end);
+          fetched = end;
+        }
         tile::gemm<float>(std::min(kStrip, m - i), width, depth, {block + i, 1, m, nullptr}, panel,
                           kWidth, {c + i * ldc + j, ldc, nullptr}, k > 0);
       }
