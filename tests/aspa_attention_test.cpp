@@ -3,8 +3,6 @@
 #include <gtest/gtest.h>
 
 #include "aspa/reference.h"
-#include "aspa/slider.h"
-#include "autograd/checkpoint.h"
 #include "autograd/gradcheck.h"
 #include "nn/attention.h"
 #include "tensor/error.h"
@@ -14,44 +12,16 @@
 namespace proteus {
 namespace {
 
-using testing::difference;
+using testing::AspaLayer;
+using testing::config;
+using testing::evaluate;
 using testing::expect_close;
-using testing::expect_same_bits;
 using testing::gradients;
+using testing::input;
 using testing::Results;
+using testing::run;
 using testing::same_bits;
 using testing::TestLayer;
-
-// One thread: the layers here are too small for two.
-class AspaLayer : public ::testing::Test {
- protected:
-  AspaLayer() { set_num_threads(1); }
-  ~AspaLayer() override { set_num_threads(0); }
-};
-
-AspaConfig config(DType dtype = DType::f64) {
-  AspaConfig c;
-  c.width = 12;
-  c.head_width = 8;
-  c.shared_heads = 2;
-  c.shared_window = 5;
-  c.anchors = 2;
-  c.routed_heads = 5;
-  c.k = 2;
-  c.window = 4;
-  c.gates_per_head = 3;
-  c.routing_width = 6;
-  c.dtype = dtype;
-  return c;
-}
-
-Variable input(const AspaConfig& c, std::int64_t B, std::int64_t T, std::uint64_t seed = 3) {
-  return Variable(Tensor::randn({B, T, c.width}, {seed, 2}, c.dtype), true);
-}
-
-Results run(AspaAttention& layer, const Variable& x) {
-  return gradients(layer, x, layer.forward(x));
-}
 
 struct Shape2 {
   std::int64_t B;
@@ -225,11 +195,6 @@ TEST_F(AspaLayer, SelectingEverythingIsDense) {
   }
 }
 
-Tensor evaluate(AspaAttention& layer, const Tensor& x) {
-  const NoGradGuard no_grad;
-  return layer.forward(Variable(x)).value();
-}
-
 // Invariant 1, bit for bit: what comes later, the other rows and the length change nothing.
 TEST_F(AspaLayer, CausalBitForBit) {
   for (const double alpha : {0.0, 0.25, 0.5, 1.0}) {
@@ -303,226 +268,6 @@ TEST_F(AspaLayer, Gradcheck) {
   }
 }
 
-std::map<std::string, Tensor> buffers_of(const AspaAttention& layer) {
-  std::map<std::string, Tensor> out;
-  for (const Buffer& b : layer.buffers()) out[b.name] = b.tensor.clone();
-  return out;
-}
-
-// Invariant 8: evaluation writes nothing, with and without recording; training does.
-TEST_F(AspaLayer, EvaluationWritesNothing) {
-  const AspaConfig c = config(DType::f32);
-  const TestLayer layer(c);
-  const auto before = buffers_of(*layer);
-  EXPECT_EQ(before.size(), 9u);
-  layer->set_training(false);
-  run(*layer, input(c, 2, 40));
-  evaluate(*layer, input(c, 2, 40).value());
-  layer->begin_probe();
-  evaluate(*layer, input(c, 2, 40).value());
-  layer->end_probe();
-  layer->after_step(1);
-  expect_same_bits(buffers_of(*layer), before);
-  layer->set_training(true);
-  run(*layer, input(c, 2, 40));
-  expect_same_bits(buffers_of(*layer), before);  // not before the step
-  layer->after_step(1);
-  const auto after = buffers_of(*layer);
-  for (const char* name :
-       {"router.p", "router.N", "router.P", "router.theta_q", "router.theta_k", "router.steps"}) {
-    EXPECT_FALSE(same_bits(after.at(name), before.at(name))) << name;
-  }
-}
-
-// Invariant 9: recomputation reuses the selection and counts nothing twice.
-TEST_F(AspaLayer, CheckpointingReusesTheSelection) {
-  const AspaConfig c = config(DType::f32);
-  const TestLayer plain(c);
-  const TestLayer recomputed(c);
-  const auto through = [](AspaAttention& layer, const Variable& x) {
-    return checkpoint([&layer](const std::vector<Variable>& v) { return layer.forward(v[0]); },
-                      {x});
-  };
-  const Variable x = input(c, 2, 40);
-  const Results expected = run(*plain, x);
-  const Variable y = through(*recomputed, x);
-  // New thresholds between forward and backward would choose other heads.
-  const Tensor theta = recomputed->router().theta(Role::query);
-  const Tensor kept = theta.clone();
-  theta.copy_(Tensor::from({0, 50, 0, 50, 50}, {5}));
-  EXPECT_FALSE(same_bits(recomputed->select(x).query, plain->select(x).query));
-  expect_same_bits(gradients(*recomputed, x, y), expected);
-  theta.copy_(kept);
-  plain->after_step(1);
-  recomputed->after_step(1);
-  expect_same_bits(buffers_of(*recomputed), buffers_of(*plain));
-  EXPECT_EQ(recomputed->telemetry().query.load, plain->telemetry().query.load);
-}
-
-TEST_F(AspaLayer, DropoutIsReusedToo) {
-  AspaConfig c = config(DType::f32);
-  c.dropout = 0.3;
-  const TestLayer plain(c);
-  const TestLayer recomputed(c);
-  const Variable x = input(c, 2, 40);
-  const Results expected = run(*plain, x);
-  const Variable y =
-      checkpoint([&](const std::vector<Variable>& v) { return recomputed->forward(v[0]); }, {x});
-  expect_same_bits(gradients(*recomputed, x, y), expected);
-  EXPECT_FALSE(same_bits(run(*plain, x).at("y"), expected.at("y")));  // another mask
-  plain->set_training(false);
-  EXPECT_TRUE(same_bits(run(*plain, x).at("y"), run(*plain, x).at("y")));
-}
-
-TEST_F(AspaLayer, SameBitsForAnyNumberOfThreads) {
-  AspaConfig c = config(DType::f32);
-  c.width = 32;
-  Results expected;
-  std::map<std::string, Tensor> state;
-  for (const int threads : {1, 2, 3}) {
-    set_num_threads(threads);
-    const TestLayer layer(c);
-    const Results got = run(*layer, input(c, 3, 150));
-    layer->after_step(1);
-    if (threads == 1) {
-      expected = got;
-      state = buffers_of(*layer);
-    }
-    expect_same_bits(got, expected);
-    expect_same_bits(buffers_of(*layer), state);
-  }
-}
-
-// Sums over micro-batches: two halves and a step are the whole and a step.
-TEST_F(AspaLayer, StatisticsAddUpOverAccumulation) {
-  const AspaConfig c = config();
-  const TestLayer whole(c);
-  const TestLayer halves(c);
-  const Variable x = input(c, 4, 30);
-  run(*whole, x);
-  for (const std::int64_t b : {0, 2}) run(*halves, Variable(x.value().slice(0, b, b + 2), true));
-  whole->after_step(1);
-  halves->after_step(1);
-  const auto expected = buffers_of(*whole);
-  for (const auto& [name, tensor] : buffers_of(*halves)) {
-    EXPECT_LE(difference(tensor, expected.at(name)), 1e-12) << name;
-  }
-  EXPECT_EQ(halves->telemetry().query.load, whole->telemetry().query.load);
-  double sum = 0;
-  for (const double load : whole->telemetry().key.load) sum += load;
-  EXPECT_NEAR(sum, static_cast<double>(c.k), 1e-12);
-}
-
-TEST_F(AspaLayer, TiesGoToTheLowerHead) {
-  for (const DType dtype : {DType::f64, DType::f32}) {
-    const AspaConfig c = config(dtype);
-    const TestLayer layer(c);
-    layer->router().theta(Role::query).zero_();
-    layer->router().theta(Role::key).fill_(0.5);
-    const Variable nothing(Tensor::zeros({1, 6, c.width}, dtype), true);  // x̃ = 0, cos = 0
-    const Selection selection = layer->select(nothing);
-    for (const Tensor& heads : {selection.query, selection.key}) {
-      EXPECT_EQ(heads.to_vector(), (std::vector<double>{0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1}));
-    }
-    for (const auto& [name, tensor] : run(*layer, nothing)) {
-      for (const double v : tensor.to_vector()) ASSERT_TRUE(std::isfinite(v)) << name;
-    }
-  }
-}
-
-// Heads that nobody enters, tokens that enter none, queries without keys.
-TEST_F(AspaLayer, EmptyHeadsAndAbsentTokens) {
-  for (const bool sink : {true, false}) {
-    AspaConfig c = config();
-    c.sink = sink;
-    const TestLayer layer(c);
-    const Variable x = input(c, 2, 3);
-    const auto heads = [](std::initializer_list<double> v) {
-      return Tensor::from(v, {6, 2}, DType::i32);
-    };
-    // Head 3 has queries without keys, head 4 keys without queries, head 0 nothing at all.
-    const Selection selection{heads({1, 3, 3, -1, -1, -1, 1, 2, 1, 3, 2, -1}),
-                              heads({1, 4, -1, -1, 2, 4, 1, -1, -1, -1, 2, 4})};
-    layer->force_selection(selection);
-    expect_close(run(*layer, x), gradients(*layer, x, reference_forward(*layer, x, selection)),
-                 1e-10);
-    layer->after_step(1);
-    EXPECT_GT(layer->telemetry().query.max_vio, 0);
-    const Selection none{Tensor::full({6, 2}, -1, DType::i32),
-                         Tensor::full({6, 2}, -1, DType::i32)};
-    layer->force_selection(none);
-    expect_close(run(*layer, x), gradients(*layer, x, reference_forward(*layer, x, none)), 1e-10);
-    layer->after_step(1);
-    EXPECT_EQ(layer->telemetry().query.max_vio, 0);
-  }
-}
-
-TEST_F(AspaLayer, TokensCanSkipRoutedHeads) {
-  const AspaConfig c = config();
-  const TestLayer layer(c);
-  const Variable x = input(c, 1, 9);
-  const Selection all = layer->select(x);
-  layer->set_token_keep([](Role role, const Tensor& projected, std::int64_t k) {
-    Tensor count = Tensor::full({projected.size(0)}, static_cast<double>(k), DType::i32);
-    if (role == Role::query) count.data<std::int32_t>()[4] = 0;
-    return count;
-  });
-  const Selection some = layer->select(x);
-  EXPECT_TRUE(same_bits(some.key, all.key));
-  EXPECT_EQ(some.query.select(0, 4).to_vector(), (std::vector<double>{-1, -1}));
-  EXPECT_TRUE(same_bits(some.query.slice(0, 0, 4), all.query.slice(0, 0, 4)));
-  EXPECT_TRUE(same_bits(some.query.slice(0, 5, 9), all.query.slice(0, 5, 9)));
-  expect_close(run(*layer, x), gradients(*layer, x, reference_forward(*layer, x, some)), 1e-10);
-}
-
-std::string message_of(const std::function<void()>& fn) {
-  try {
-    fn();
-  } catch (const Error& e) {
-    return e.what();
-  }
-  return "";
-}
-
-TEST_F(AspaLayer, ErrorsSayWhatToChange) {
-  const AspaConfig c = config(DType::f32);
-  const TestLayer layer(c);
-  EXPECT_EQ(message_of([&] { layer->set_alpha(1.25); }),
-            "aspa: alpha: expected a number in [0, 1], got 1.25");
-  EXPECT_EQ(layer->alpha(), 1);
-  EXPECT_EQ(message_of([&] {
-              layer->forward(Variable(Tensor::zeros({2, 3, 7})));
-            }),
-            "aspa(x): x: expected [B, T, 12] (= width), got [2, 3, 7]");
-  AspaConfig greedy = c;
-  greedy.k = 9;
-  EXPECT_EQ(message_of([&] { const TestLayer bad(greedy); }),
-            "aspa: k: expected at most 5 (= routed_heads), got 9");
-  layer->force_selection(Selection{Tensor::from({2, 1}, {1, 2}, DType::i32),
-                                   Tensor::from({1, 2}, {1, 2}, DType::i32)});
-  EXPECT_EQ(message_of([&] {
-              layer->forward(Variable(Tensor::zeros({1, 1, 12})));
-            }),
-            "selection: query: token 0: expected ascending heads below 5 and then -1, got 2, 1");
-  EXPECT_EQ(message_of([&] {
-              layer->forward(Variable(Tensor::zeros({1, 2, 12})));
-            }),
-            "selection: query: expected [2, k] (= tokens), got [1, 2]");
-}
-
-TEST_F(AspaLayer, AlphaMovesAtRunTime) {
-  AspaConfig c = config();
-  const TestLayer moving(c);
-  const Variable x = input(c, 2, 50);
-  for (const double alpha : {0.0, 0.3, 1.0, 0.6}) {
-    c.alpha = alpha;
-    const TestLayer fixed(c);
-    moving->set_alpha(alpha);
-    EXPECT_EQ(moving->k(), slider::routed_heads(alpha, 5, 2));
-    expect_same_bits(run(*moving, x), run(*fixed, x));
-  }
-}
-
 TEST_F(AspaLayer, CountsOfWork) {
   AspaConfig c = config(DType::f32);
   c.alpha = 0;
@@ -539,60 +284,6 @@ TEST_F(AspaLayer, CountsOfWork) {
   EXPECT_NEAR(sparse->attention_flops_per_token(4000), 4.0 * 8 * (2 * 5 + 2 * 4), 1);
   EXPECT_EQ(sparse->parameter_count() - sparse->active_parameter_count(), 3 * (4 * 12 * 8 + 1));
   EXPECT_LT(sparse->total_flops_per_token(4000), dense_like->total_flops_per_token(4000) / 10);
-}
-
-TEST_F(AspaLayer, ChurnIsMeasuredBetweenProbes) {
-  const AspaConfig c = config(DType::f32);
-  const TestLayer layer(c);
-  layer->set_training(false);
-  const Tensor probe = input(c, 2, 30).value();
-  const auto measure = [&] {
-    layer->begin_probe();
-    evaluate(*layer, probe);
-    layer->end_probe();
-  };
-  measure();
-  EXPECT_EQ(layer->telemetry().churn_query, -1);
-  measure();
-  EXPECT_EQ(layer->telemetry().churn_query, 0);
-  layer->router().theta(Role::query).copy_(Tensor::from({50, 0, 50, 0, 50}, {5}));
-  measure();
-  EXPECT_GT(layer->telemetry().churn_query, 0.2);
-  EXPECT_EQ(layer->telemetry().churn_key, 0);
-}
-
-TEST_F(AspaLayer, AFrozenRouterStaysAsDrawn) {
-  AspaConfig c = config();
-  c.frozen_router = true;
-  const TestLayer layer(c);
-  const Results got = run(*layer, input(c, 2, 20));
-  for (const char* name : {"router.U", "router.w", "router.lambda"}) {
-    for (const double g : got.at(name).to_vector()) ASSERT_EQ(g, 0) << name;
-  }
-  EXPECT_GT(difference(got.at("routed.q"), Tensor::zeros(got.at("routed.q").shape(), c.dtype)), 0);
-}
-
-TEST_F(AspaLayer, Bf16IsNearF32) {
-  AspaConfig c = config(DType::f32);
-  const TestLayer exact(c);
-  c.dtype = DType::bf16;
-  const TestLayer rounded(c);
-  for (const Parameter& p : exact->parameters()) {
-    for (const Parameter& q : rounded->parameters()) {
-      if (q.name != p.name) continue;
-      q.variable.value().copy_(p.variable.value());
-      p.variable.value().copy_(q.variable.value());
-    }
-  }
-  const Tensor x = Tensor::randn({2, 40, c.width}, {3, 2}, DType::bf16);
-  const Variable x32(x.to(DType::f32), true);
-  const Variable x16(x, true);
-  const Selection selection = exact->select(x32);
-  exact->force_selection(selection);
-  rounded->force_selection(selection);
-  const Results got = run(*rounded, x16);
-  EXPECT_EQ(got.at("y").dtype(), DType::bf16);
-  expect_close(got, run(*exact, x32), 0.06);
 }
 
 }  // namespace

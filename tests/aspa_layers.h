@@ -13,6 +13,7 @@
 
 #include "aspa/attention.h"
 #include "autograd/tape.h"
+#include "tensor/parallel.h"
 
 namespace proteus::testing {
 
@@ -106,6 +107,42 @@ inline void expect_same_bits(const Results& got, const Results& expected) {
   for (const auto& [name, tensor] : expected) {
     EXPECT_TRUE(same_bits(got.at(name), tensor)) << name;
   }
+}
+
+/// One thread: the layers here are too small for two.
+class AspaLayer : public ::testing::Test {
+ protected:
+  AspaLayer() { set_num_threads(1); }
+  ~AspaLayer() override { set_num_threads(0); }
+};
+
+inline AspaConfig config(DType dtype = DType::f64) {
+  AspaConfig c;
+  c.width = 12;
+  c.head_width = 8;
+  c.shared_heads = 2;
+  c.shared_window = 5;
+  c.anchors = 2;
+  c.routed_heads = 5;
+  c.k = 2;
+  c.window = 4;
+  c.gates_per_head = 3;
+  c.routing_width = 6;
+  c.dtype = dtype;
+  return c;
+}
+
+inline Variable input(const AspaConfig& c, std::int64_t B, std::int64_t T, std::uint64_t seed = 3) {
+  return Variable(Tensor::randn({B, T, c.width}, {seed, 2}, c.dtype), true);
+}
+
+inline Results run(AspaAttention& layer, const Variable& x) {
+  return gradients(layer, x, layer.forward(x));
+}
+
+inline Tensor evaluate(AspaAttention& layer, const Tensor& x) {
+  const NoGradGuard no_grad;
+  return layer.forward(Variable(x)).value();
 }
 
 }  // namespace proteus::testing

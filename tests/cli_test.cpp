@@ -192,6 +192,17 @@ TEST_P(Interrupted, GoesOnAsIfItHadNotBeen) {
   EXPECT_EQ(lines, losses(folder, "whole"));
 }
 
+TEST(Cli, ARunFolderIsNotACheckpointButNamesIts) {
+  const TemporaryFolder folder;
+  folder.write("text", some_text(4000));
+  const Args data = {"--data", "text", "--steps", "1", "--arms", "dense", "--out", "run"};
+  ASSERT_EQ(run(folder, joined(joined({"duel"}, kSmall), data)).code, 0);
+  const Outcome wrong = run(folder, {"sample", "--checkpoint", "run"});
+  EXPECT_EQ(wrong.code, 3);
+  EXPECT_NE(wrong.err.find("name run/dense"), std::string::npos) << wrong.err;
+  EXPECT_EQ(run(folder, {"sample", "--checkpoint", "run/dense"}).code, 0);
+}
+
 INSTANTIATE_TEST_SUITE_P(Cli, Interrupted, ::testing::Values("train", "duel"));
 
 }  // namespace

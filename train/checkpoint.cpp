@@ -78,6 +78,15 @@ Checkpoint load_checkpoint(const std::string& path) {
                     ": no such folder; name one that training wrote, for example "
                     "runs/train/checkpoint");
   }
+  if (!fs::exists(folder / "config.json")) {
+    std::string inside;  // a run folder is easily taken for its checkpoint
+    for (const auto& entry : fs::directory_iterator(folder)) {
+      if (!fs::exists(entry.path() / "config.json")) continue;
+      inside += (inside.empty() ? "" : " or ") + entry.path().string();
+    }
+    throw FileError("checkpoint " + path + ": no config.json here; name " +
+                    (inside.empty() ? "a folder that training wrote" : inside));
+  }
   return {read_text(folder / "config.json"), read_text(folder / "state.json"),
           read_safetensors(folder / "model.safetensors"),
           read_safetensors(folder / "optimizer.safetensors")};
