@@ -16,8 +16,9 @@ enum class RopeSpan : std::uint8_t { none, half, full };
 struct BalanceConfig {
   bool enabled = true;
   double u = 0.01;  ///< step of θ
-  /// u follows the learning rate: it is multiplied by the rate's share of its peak. Thresholds that
-  /// keep moving at full speed under a router that has settled can undo what it learned.
+  /// u follows the learning rate: it is multiplied by the rate's share of its peak, so that the
+  /// thresholds settle with the router. Alone this does not keep what was learned; max_role_gap
+  /// does.
   bool follow_rate = true;
   /// Largest difference between a head's two thresholds; 0 is one θ for both roles. Without a limit
   /// they drift apart, and a query and the key it needs stop sharing a head.

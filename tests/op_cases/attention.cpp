@@ -67,7 +67,8 @@ OpCase rows_case(const std::string& variant, std::int64_t D, double dropout) {
                      {.shape = {7}, .accumulation = true},
                      {.shape = {2}, .accumulation = true}},
           .run = run,
-          // At width 1 the terms of dk nearly cancel: what is left is mostly the rounding of dout.
+          // At width 1 the terms of dk nearly cancel: what is left is mostly the rounding of dout
+          // (measured: 5e-4 of the squared norm).
           .bf16_tolerance = D == 1 ? 1e-3 : 1e-4};
 }
 
