@@ -42,6 +42,9 @@ class AspaAttention : public Attention {
   /// In training mode it also sums what after_step() needs; a recomputation by checkpoint() does
   /// not, and reuses the selection.
   Variable forward(const Variable& x) override;
+  std::unique_ptr<AttentionState> make_state() const override;
+  /// Throws ConfigError with a forced selection.
+  Tensor step(const Tensor& x, std::span<AttentionState* const> states) override;
   /// Counts the (query, key) pairs that are visited; streams of routed heads are taken to hold
   /// T·k/Hr entries, spread evenly.
   double attention_flops_per_token(std::int64_t T) const override;
@@ -90,6 +93,15 @@ class AspaAttention : public Attention {
   Routed route(const Variable& x, const Variable& x_key);
   Variable routed_values(const Variable& x, const Variable& x_key, const RoutedRows& rows,
                          const Variable& key_bias);
+  /// The oldest of so many entries, other than anchors, that the newest query sees.
+  std::int64_t first_seen(std::int64_t window, std::int64_t entries) const;
+  Tensor shared_step(const Tensor& x, const Tensor& x_key, std::span<AttentionState* const> states);
+  Tensor routed_step(const Tensor& x, const Tensor& x_key, std::span<AttentionState* const> states);
+  template <class A>
+  Tensor routed_values_step(const Tensor& x, const Tensor& x_key,
+                            const std::array<Tensor, kRoles>& selected,
+                            const std::array<Tensor, kRoles>& z,
+                            std::span<AttentionState* const> states);
   AttentionOptions attention_options();
   Variable blended_gate(const Variable& z) const;
   void collect(const Routed& routed, const Tensor& query_share, const Tensor& key_share);

@@ -8,6 +8,7 @@
 
 #include <memory>
 
+#include "nn/decode.h"
 #include "nn/module.h"
 #include "tensor/rng.h"
 
@@ -17,6 +18,11 @@ class Attention : public Module {
  public:
   /// x and the result are [B, T, C]. Position t sees positions up to t of its own sequence only.
   virtual Variable forward(const Variable& x) = 0;
+  /// What the layer knows of a sequence that has not begun.
+  virtual std::unique_ptr<AttentionState> make_state() const = 0;
+  /// forward() of one more token of every sequence, in evaluation mode and without gradient: x and
+  /// the result are [B, C], states[b] is the state of row b. Rows may be at different positions.
+  virtual Tensor step(const Tensor& x, std::span<AttentionState* const> states) = 0;
   /// Floating-point operations of QKᵀ and PV per token, averaged over a sequence of T (forward; a
   /// multiply-add counts two). Projections are not included.
   virtual double attention_flops_per_token(std::int64_t T) const = 0;
@@ -49,6 +55,8 @@ class DenseAttention : public Attention {
                  Generator& generator);
 
   Variable forward(const Variable& x) override;
+  std::unique_ptr<AttentionState> make_state() const override;
+  Tensor step(const Tensor& x, std::span<AttentionState* const> states) override;
   double attention_flops_per_token(std::int64_t T) const override;
   double total_flops_per_token(std::int64_t T) const override;
   const DenseAttentionConfig& config() const { return config_; }
@@ -62,6 +70,21 @@ class DenseAttention : public Attention {
   Variable out_bias_;     // [C] or undefined
   Variable gate_weight_;  // [H, C] or undefined
   Variable mu_;           // [C] or undefined
+};
+
+/// What every state begins with: the position of the next token, and the token before it for layers
+/// whose keys are shifted.
+struct TokenState : AttentionState {
+  std::int64_t position = 0;
+  Tensor previous;  ///< [C], undefined at the start
+
+  /// x + mu ⊙ (the token before), of every row of x [B, C]; x itself without mu.
+  static Tensor shifted(const Tensor& x, const Variable& mu,
+                        std::span<AttentionState* const> states);
+  /// i32 [B].
+  static Tensor positions(std::span<AttentionState* const> states);
+  /// Moves every state past its row of x.
+  static void advance(const Tensor& x, std::span<AttentionState* const> states);
 };
 
 }  // namespace proteus

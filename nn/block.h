@@ -16,6 +16,8 @@ class Block : public Module {
 
   /// x [B, T, C] → [B, T, C].
   Variable forward(const Variable& x) const;
+  /// The same for one more token of every sequence, x [B, C]; see Attention::step.
+  Tensor step(const Tensor& x, std::span<AttentionState* const> states) const;
   Attention& attention() const { return attention_; }
   const Mlp& mlp() const { return mlp_; }
 

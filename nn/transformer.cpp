@@ -85,6 +85,37 @@ Tensor Transformer::last_logits(const Tensor& tokens) {
   return ops::linear(h.select(1, h.size(1) - 1).contiguous(), embedding_->weight().value(), {});
 }
 
+std::int64_t DecodeState::bytes() const {
+  std::int64_t sum = 0;
+  for (const auto& layer : layers) sum += layer->bytes();
+  return sum;
+}
+
+DecodeState Transformer::begin_sequence() const {
+  DecodeState state;
+  for (const Block* block : blocks_) state.layers.push_back(block->attention().make_state());
+  return state;
+}
+
+Tensor Transformer::step(const Tensor& tokens, std::span<DecodeState* const> sequences) {
+  const auto B = static_cast<std::int64_t>(sequences.size());
+  if (tokens.shape() != Shape{B}) {
+    throw ShapeError("transformer.step(tokens, sequences): tokens: expected [" + std::to_string(B) +
+                     "] (= sequences), got " + to_string(tokens.shape()));
+  }
+  const NoGradGuard no_grad;
+  Tensor x = embedding_->forward(tokens).value();
+  std::vector<AttentionState*> states(sequences.size());
+  for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
+    for (std::size_t b = 0; b < states.size(); ++b) {
+      states[b] = sequences[b]->layers.at(layer).get();
+    }
+    x = blocks_[layer]->step(x, states);
+  }
+  for (DecodeState* sequence : sequences) ++sequence->position;
+  return ops::linear(norm_->forward(Variable(x)).value(), head_weight(), {});
+}
+
 void Transformer::after_step(double rate) {
   for (Block* block : blocks_) block->attention().after_step(rate);
 }

@@ -34,6 +34,14 @@ struct AttentionSite {
 };
 using AttentionFactory = std::function<std::unique_ptr<Attention>(const AttentionSite&)>;
 
+/// What a transformer remembers of one sequence, layer by layer.
+struct DecodeState {
+  std::vector<std::unique_ptr<AttentionState>> layers;
+  std::int64_t position = 0;  ///< tokens so far
+
+  std::int64_t bytes() const;
+};
+
 class Transformer : public Module {
  public:
   Transformer(const TransformerConfig& config, const AttentionFactory& make_attention);
@@ -46,6 +54,13 @@ class Transformer : public Module {
   Tensor logits(const Tensor& tokens);
   /// Logits [B, V] of the last position, without gradient.
   Tensor last_logits(const Tensor& tokens);
+
+  /// A sequence that has not begun, to be decoded token by token.
+  DecodeState begin_sequence() const;
+  /// Appends one token to every sequence: tokens i32 or i64 [B], logits [B, V] for what follows.
+  /// Equal to logits() of the whole sequences up to rounding; the work does not grow with their
+  /// length where attention is limited to a window. CPU only, evaluation mode, no gradient.
+  Tensor step(const Tensor& tokens, std::span<DecodeState* const> sequences);
 
   /// The tied output head: the embedding's [V, C].
   const Tensor& head_weight() const { return embedding_->weight().value(); }

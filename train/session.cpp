@@ -202,6 +202,39 @@ std::int64_t checkpoint_step(const std::string& checkpoint) {
   return json["step"];
 }
 
+namespace {
+
+/// What follows a growing text: token by token while it fits the context that the model was trained
+/// on, and anew for the last `context` tokens beyond that.
+class Continuation {
+ public:
+  explicit Continuation(Transformer& model) : model_(model), sequence_(model.begin_sequence()) {}
+
+  Tensor logits(const std::vector<std::int32_t>& ids) {
+    const auto size = static_cast<std::int64_t>(ids.size());
+    const std::int64_t context = model_.config().context;
+    if (size > context) {
+      const std::span<const std::int32_t> last(ids.data() + (size - context),
+                                               static_cast<std::size_t>(context));
+      return model_.last_logits(Tensor::from_data<std::int32_t>(last, {1, context}));
+    }
+    DecodeState* const sequence = &sequence_;
+    Tensor out;
+    while (sequence_.position < size) {
+      const auto at = static_cast<std::size_t>(sequence_.position);
+      out = model_.step(Tensor::from_data<std::int32_t>(std::span(&ids[at], 1), {1}),
+                        std::span(&sequence, 1));
+    }
+    return out;
+  }
+
+ private:
+  Transformer& model_;
+  DecodeState sequence_;
+};
+
+}  // namespace
+
 std::string generate(Transformer& model, const Tokenizer& tokenizer, const SamplingOptions& options,
                      std::uint64_t seed) {
   std::vector<std::int32_t> ids;
@@ -218,13 +251,9 @@ std::string generate(Transformer& model, const Tokenizer& tokenizer, const Sampl
   model.set_training(false);
   const SamplerConfig config{options.temperature, options.top_k, options.top_p};
   const std::size_t start = options.prompt.empty() ? ids.size() : 0;
+  Continuation next(model);
   for (std::int64_t i = 0; i < options.sample_tokens; ++i) {
-    const auto count =
-        std::min<std::int64_t>(static_cast<std::int64_t>(ids.size()), model.config().context);
-    const std::span<const std::int32_t> window(
-        ids.data() + (ids.size() - static_cast<std::size_t>(count)),
-        static_cast<std::size_t>(count));
-    const Tensor logits = model.last_logits(Tensor::from_data<std::int32_t>(window, {1, count}));
+    const Tensor logits = next.logits(ids);
     const std::span<const float> row(logits.data<float>(),
                                      static_cast<std::size_t>(logits.numel()));
     ids.push_back(sample_token(row, config, {seed, kSampleStream}, static_cast<std::uint64_t>(i)));
