@@ -52,7 +52,8 @@ Variable attention(const Variable& q, const Variable& k, const Variable& v,
 
 Variable attention(const Variable& q, const Variable& k, const Variable& v,
                    const AttentionOptions& options) {
-  if (q.value().rank() != 4 || k.value().rank() != 4 || v.shape() != k.shape()) {
+  if (q.value().rank() != 4 || k.value().rank() != 4 || v.shape() != k.shape() ||
+      q.size(0) != k.size(0)) {
     throw ShapeError("attention(q, k, v): expected q [B, Tq, H, D] and k, v [B, Tk, H, D], got " +
                      to_string(q.shape()) + ", " + to_string(k.shape()) + ", " +
                      to_string(v.shape()));
@@ -102,7 +103,7 @@ Variable attention_qkv(const Variable& qkv, const AttentionPlan& plan,
       [options, anchors = plan.anchors, slots = plan.slots](const Backward& ctx) -> Gradients {
         const AttentionPlan p{ctx.saved(3), ctx.saved(4), ctx.saved(5), slots, anchors};
         const Tensor& saved = ctx.saved(0);
-        const Tensor dqkv = Tensor::empty(saved.shape(), saved.dtype(), saved.device());
+        const Tensor dqkv = Tensor::zeros(saved.shape(), saved.dtype(), saved.device());
         ops::attention_backward(part(saved, 0), part(saved, 1), part(saved, 2), {}, {}, p, options,
                                 {ctx.saved(1), ctx.saved(2)}, with_rows(ctx.dy()), part(dqkv, 0),
                                 part(dqkv, 1), part(dqkv, 2));

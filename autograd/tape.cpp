@@ -256,6 +256,11 @@ GradMode::GradMode(bool enabled) : before_(t_grad_enabled) { t_grad_enabled = en
 GradMode::~GradMode() { t_grad_enabled = before_; }
 
 void run_backward(const std::vector<Variable>& roots, const std::vector<Tensor>& cotangents) {
+  if (roots.size() != cotangents.size()) {
+    throw AutogradError("run_backward(roots, cotangents): expected " +
+                        std::to_string(roots.size()) + " cotangents (= roots), got " +
+                        std::to_string(cotangents.size()));
+  }
   Tape::backward(roots, cotangents);
 }
 

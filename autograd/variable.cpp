@@ -4,6 +4,19 @@
 #include "tensor/error.h"
 
 namespace proteus {
+namespace {
+
+void check_replacement(const char* where, const Tensor& t, const Tensor& old) {
+  if (t.shape() != old.shape() || t.dtype() != old.dtype()) {
+    throw ShapeError(std::string(where) + ": expected " + describe(old) + ", got " + describe(t));
+  }
+  if (t.device() != old.device()) {
+    throw DeviceError(std::string(where) + ": expected on " + to_string(old.device()) +
+                      ", got on " + to_string(t.device()));
+  }
+}
+
+}  // namespace
 
 Variable::Variable(Tensor value, bool requires_grad) : state_(std::make_shared<State>()) {
   state_->value = std::move(value);
@@ -34,17 +47,19 @@ const Tensor& Variable::grad() const {
 }
 
 void Variable::set_grad(Tensor grad) const {
-  if (state_ && state_->leaf) state_->leaf->grad = std::move(grad);
+  if (!state_ || !state_->leaf) {
+    if (!grad.defined()) return;  // there is none to forget
+    throw AutogradError("set_grad: only for leaves that require a gradient");
+  }
+  if (grad.defined()) check_replacement("set_grad(grad): grad", grad, state_->value);
+  state_->leaf->grad = std::move(grad);
 }
 
 void Variable::set_value(Tensor value) const {
   if (!state_ || state_->producer) {
     throw AutogradError("set_value: only for leaves");
   }
-  if (value.shape() != state_->value.shape() || value.dtype() != state_->value.dtype()) {
-    throw ShapeError("set_value(value): value: expected " + describe(state_->value) + ", got " +
-                     describe(value));
-  }
+  check_replacement("set_value(value): value", value, state_->value);
   state_->value = std::move(value);
 }
 

@@ -34,6 +34,8 @@ class Variable {
 
   /// The sum of all gradients since zero_grad(); undefined if there were none. Leaves only.
   const Tensor& grad() const;
+  /// Throws AutogradError unless a leaf that requires a gradient, ShapeError or DeviceError unless
+  /// like its value.
   void set_grad(Tensor grad) const;
   void zero_grad() const { set_grad({}); }
 

@@ -51,8 +51,10 @@ Variable DenseAttention::forward(const Variable& x) {
   const std::int64_t T = x.size(1);
   const std::int64_t H = config_.heads;
   const std::int64_t D = config_.head_width;
-  Variable qkv = linear(x, qkv_weight_, qkv_bias_);
-  if (mu_.defined()) {
+  Variable qkv;
+  if (!mu_.defined()) {
+    qkv = linear(x, qkv_weight_, qkv_bias_);
+  } else {
     // W_K x^K = W_K x + W_K (mu ⊙ x_{t−1}): only the key third reads the shifted input.
     const auto part = [&](int i) {
       const Variable weight = slice(qkv_weight_, 0, i * H * D, (i + 1) * H * D);

@@ -63,7 +63,9 @@ void Optimizer::add_state(const std::string& prefix) {
   std::vector<Tensor> tensors;
   for (const ParameterRef& p : parameters_) {
     const Tensor& x = p.variable.value();
-    tensors.push_back(Tensor::zeros(x.shape(), x.dtype(), x.device()));
+    // Of bf16 parameters in f32: 0.999·v would be rounded back to v.
+    const DType dtype = x.dtype() == DType::bf16 ? DType::f32 : x.dtype();
+    tensors.push_back(Tensor::zeros(x.shape(), dtype, x.device()));
   }
   state_.emplace_back(prefix, std::move(tensors));
 }
@@ -74,6 +76,10 @@ std::vector<StepTensor> Optimizer::step_tensors(double weight_decay) {
     const Variable& x = parameters_[i].variable;
     if (!x.grad().defined()) continue;
     if (!x.grad().is_contiguous()) x.set_grad(x.grad().contiguous());
+    if (!x.value().is_contiguous()) {
+      throw ShapeError("optimizer.step: " + parameters_[i].name +
+                       ": expected a contiguous value; it was replaced by a view");
+    }
     StepTensor t;
     t.value = x.value().raw();
     t.grad = x.grad().raw();

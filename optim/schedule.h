@@ -18,8 +18,8 @@ inline double constant_lr(std::int64_t step, double lr, std::int64_t warmup) {
   return lr * warmup_factor(step, warmup);
 }
 
-/// Warm-up, then half a cosine from lr down to min_lr at the last of `steps` (Loshchilov & Hutter,
-/// arXiv:1608.03983, without restarts).
+/// Warm-up, then half a cosine from lr towards min_lr, which it would reach at step `steps`, one
+/// after the last (Loshchilov & Hutter, arXiv:1608.03983, without restarts).
 inline double cosine_lr(std::int64_t step, std::int64_t steps, double lr, double min_lr,
                         std::int64_t warmup) {
   if (step < warmup) return lr * warmup_factor(step, warmup);

@@ -238,6 +238,38 @@ TEST(Attention, GradientsAcrossTiles) {
   }
 }
 
+// Keys that come after a stream's last query are seen by nobody and change nothing.
+TEST(Attention, GradientsWithKeysThatNoQuerySees) {
+  const std::int64_t queries = 100;
+  const std::int64_t keys = 1000;
+  const std::int64_t seen = 768;
+  Problem p = make_problem({.segments = 2, .max_queries = 0, .max_keys = 0}, 1);
+  p.q = Tensor::randn({2 * queries, 1, 8}, {5, 1}, DType::f64);
+  p.k = Tensor::randn({2 * keys, 1, 8}, {5, 2}, DType::f64);
+  p.v = Tensor::randn({2 * keys, 1, 8}, {5, 3}, DType::f64);
+  p.plan.lo = Tensor::zeros({queries}, DType::i32);
+  p.plan.hi = Tensor::zeros({queries}, DType::i32);
+  for (std::int64_t i = 0; i < queries; ++i) {
+    p.plan.hi.data<std::int32_t>()[i] = static_cast<std::int32_t>(seen);
+  }
+  p.plan.slots = 2 * queries;
+  const auto gradients = [&](std::int64_t k_count) {
+    auto* s = reinterpret_cast<AttentionSegment*>(p.plan.segments.data<std::int64_t>());
+    for (std::int64_t n = 0; n < 2; ++n) {
+      s[n] = {n * queries, n * keys, n * queries, 0, queries, k_count, 0, 0};
+    }
+    const Variable q(p.q, true);
+    const Variable k(p.k, true);
+    const Variable v(p.v, true);
+    attention(q, k, v, {}, {}, p.plan, p.options)
+        .backward(Tensor::randn({2 * queries, 1, 8}, {5, 4}, DType::f64));
+    return std::vector<Tensor>{q.grad(), k.grad(), v.grad()};
+  };
+  const auto all = gradients(keys);
+  const auto few = gradients(seen);
+  for (std::size_t i = 0; i < 3; ++i) EXPECT_LT(worst(all[i], few[i].to_vector()), 1e-12) << i;
+}
+
 // Long segments are cut into tasks where there are few of them, and not where there are many.
 TEST(Attention, ManyEqualSegmentsGiveTheGradientsOfFew) {
   const std::int64_t T = 450;
@@ -363,6 +395,22 @@ TEST(Attention, MessagesSayWhatIsWrong) {
   EXPECT_EQ(message([&] { ops::attention(rows, rows, rows, {}, {}, longer, {}); }),
             "attention(q, k, v, plan): segment 0 reaches beyond q [4, 2, 8], k [4, 2, 8], the "
             "plan's slots or ranges, or the sink");
+  const Variable two(Tensor::zeros({2, 4, 2, 8}));
+  EXPECT_EQ(
+      message([&] { attention(q, two, two); }),
+      "attention(q, k, v): expected q [B, Tq, H, D] and k, v [B, Tk, H, D], got [1, 4, 2, 8], "
+      "[2, 4, 2, 8], [2, 4, 2, 8]");
+  const AttentionPlan beyond = ops::causal_plan(1, 2, 4, 4, std::int64_t{0}, 0);
+  beyond.hi.data<std::int32_t>()[3] = 5;
+  EXPECT_EQ(message([&] { ops::attention(rows, rows, rows, {}, {}, beyond, {}); }),
+            "attention(q, k, v, plan): segment 0, query 3: expected 0 <= lo <= hi <= 4 (its keys), "
+            "got 0 and 5");
+  AttentionOptions negative;
+  negative.scale = -1;
+  EXPECT_EQ(message([&] {
+              attention_qkv(Variable(Tensor::zeros({1, 2, 3, 1, 4})), negative);
+            }),
+            "attention: scale: expected at least 0 (0 = 1/sqrt(D)), got -1.000000");
   EXPECT_EQ(message([&] { attention_qkv(q); }),
             "attention_qkv(qkv): expected [B, T, 3, H, D], got [1, 4, 2, 8]");
 }

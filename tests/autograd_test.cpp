@@ -254,6 +254,9 @@ TEST(Variables, LeafOperations) {
   expect_error<ShapeError>([&] { x.set_value(Tensor::zeros({3}, DType::f64)); },
                            "set_value(value): value: expected f64 [2], got f64 [3]");
   expect_error<AutogradError>([&] { square(x).set_value(x.value()); }, "only for leaves");
+  expect_error<ShapeError>([&] { x.set_grad(Tensor::zeros({3}, DType::f64)); },
+                           "set_grad(grad): grad: expected f64 [2], got f64 [3]");
+  expect_error<AutogradError>([&] { square(x).set_grad(x.value()); }, "only for leaves");
   const Variable copy = x;
   sum(copy).backward();
   EXPECT_EQ(grad_of(x), (Values{1, 1})) << "copies are handles";

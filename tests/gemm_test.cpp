@@ -188,6 +188,21 @@ TEST(Gemm, SumsOverBatchDimensionsOfOne) {
   }
 }
 
+TEST(Gemm, ASumOverAnEmptyBatchIsZeroEverywhere) {
+  const Tensor c = Tensor::full({1, 3, 2, 5}, 7);
+  ops::gemm_into(c, Tensor::zeros({0, 3, 2, 4}), Tensor::zeros({1, 3, 4, 5}), 1, 0.5);
+  EXPECT_EQ(c.to_vector(), std::vector<double>(30, 3.5));
+  ops::gemm_into(c, Tensor::zeros({0, 3, 2, 4}), Tensor::zeros({1, 3, 4, 5}));
+  EXPECT_EQ(c.to_vector(), std::vector<double>(30, 0));
+}
+
+TEST(Gemm, Bf16SumsOverABatchAreRoundedOnce) {
+  const Tensor ones = Tensor::full({300, 1, 1}, 1, DType::bf16);
+  const Tensor c = Tensor::zeros({1, 1, 1}, DType::bf16);
+  ops::gemm_into(c, ones, ones);
+  EXPECT_EQ(c.item(), 300);  // in steps of bf16 it would stop at 256
+}
+
 TEST(Gemm, AnEmptySumKeepsBetaTimesC) {
   const Tensor c = Tensor::full({1, 2, 2}, 3.0);
   ops::gemm_into(c, Tensor::zeros({0, 2, 4}), Tensor::zeros({4, 2}), 1, 0.5);

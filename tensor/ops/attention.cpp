@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tensor/ops/check.h"
+
 namespace proteus::ops {
 namespace {
 
 static_assert(sizeof(AttentionSegment) == 8 * sizeof(std::int64_t));
-
-DType accum_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
 void check_rows(const char* name, const Tensor& t, const Tensor& q) {
   const std::string where = std::string("attention(q, k, v): ") + name;
@@ -26,7 +26,8 @@ void check_rows(const char* name, const Tensor& t, const Tensor& q) {
   }
 }
 
-void check_vector(const char* name, const Tensor& t, std::int64_t size, DType dtype) {
+void check_vector(const char* name, const Tensor& t, std::int64_t size, DType dtype,
+                  const Tensor& like) {
   if (!t.defined()) return;
   const std::string where = std::string("attention(q, k, v, key_bias, sink): ") + name;
   if (t.rank() != 1 || (size >= 0 && t.size(0) != size)) {
@@ -34,6 +35,7 @@ void check_vector(const char* name, const Tensor& t, std::int64_t size, DType dt
                      to_string(t.shape()));
   }
   if (t.dtype() != dtype) throw_dtype(where, t.dtype(), name_of(dtype));
+  check_device("attention(q, k, v, key_bias, sink)", name, t, like);
   if (!t.is_contiguous()) throw ShapeError(where + ": expected a contiguous vector");
 }
 
@@ -66,6 +68,15 @@ void check_plan(const AttentionPlan& plan, const Tensor& q, const Tensor& k, con
                        " reaches beyond q " + to_string(q.shape()) + ", k " + to_string(k.shape()) +
                        ", the plan's slots or ranges, or the sink");
     }
+    const std::int32_t* lo = plan.lo.data<std::int32_t>() + s[n].range;
+    const std::int32_t* hi = plan.hi.data<std::int32_t>() + s[n].range;
+    for (std::int64_t i = 0; i < s[n].q_count; ++i) {
+      if (lo[i] >= 0 && lo[i] <= hi[i] && hi[i] <= s[n].k_count) continue;
+      throw ShapeError(
+          "attention(q, k, v, plan): segment " + std::to_string(n) + ", query " +
+          std::to_string(i) + ": expected 0 <= lo <= hi <= " + std::to_string(s[n].k_count) +
+          " (its keys), got " + std::to_string(lo[i]) + " and " + std::to_string(hi[i]));
+    }
   }
 }
 
@@ -85,12 +96,19 @@ AttentionProblem problem(const Tensor& q, const Tensor& k, const Tensor& v, cons
                      " rows (as k), got " + std::to_string(v.size(0)));
   }
   const DType accum = accum_dtype(q.dtype());
-  check_vector("key_bias", key_bias, k.size(0), accum);
-  check_vector("sink", sink, -1, accum);
+  check_vector("key_bias", key_bias, k.size(0), accum, q);
+  check_vector("sink", sink, -1, accum, q);
+  check_device("attention(q, k, v, plan)", "segments", plan.segments, q);
+  check_device("attention(q, k, v, plan)", "lo", plan.lo, q);
+  check_device("attention(q, k, v, plan)", "hi", plan.hi, q);
   check_plan(plan, q, k, sink);
   if (!(options.dropout >= 0 && options.dropout < 1)) {
     throw ConfigError("attention: dropout: expected 0 <= p < 1, got " +
                       std::to_string(options.dropout));
+  }
+  if (!(options.scale >= 0)) {
+    throw ConfigError("attention: scale: expected at least 0 (0 = 1/sqrt(D)), got " +
+                      std::to_string(options.scale));
   }
   AttentionProblem p;
   p.q = rows_of(q);
@@ -161,7 +179,10 @@ AttentionResult attention(const Tensor& q, const Tensor& k, const Tensor& v, con
                           const AttentionOptions& options) {
   AttentionFwd args;
   args.problem = problem(q, k, v, key_bias, sink, plan, options);
-  AttentionResult result{Tensor::empty(q.shape(), q.dtype(), q.device()),
+  // Rows that no segment covers are zero.
+  const bool whole = plan.slots == q.size(0) * q.size(1);
+  AttentionResult result{whole ? Tensor::empty(q.shape(), q.dtype(), q.device())
+                               : Tensor::zeros(q.shape(), q.dtype(), q.device()),
                          Tensor::empty({plan.slots}, accum_dtype(q.dtype()), q.device())};
   args.out = rows_of(result.out);
   args.lse = result.lse.raw();
@@ -181,6 +202,15 @@ AttentionGrads attention_backward(const Tensor& q, const Tensor& k, const Tensor
   check_rows("dq", dq, q);
   check_rows("dk", dk, q);
   check_rows("dv", dv, q);
+  const auto same_rows = [](const char* name, const Tensor& t, const Tensor& of) {
+    check_shape("attention_backward", name, t, of.shape(), "");
+  };
+  same_rows("dout", dout, q);
+  same_rows("saved.out", saved.out, q);
+  same_rows("dq", dq, q);
+  same_rows("dk", dk, k);
+  same_rows("dv", dv, v);
+  check_shape("attention_backward", "saved.lse", saved.lse, {plan.slots}, "(= the plan's slots)");
   const DType accum = accum_dtype(q.dtype());
   const std::int64_t count = args.problem.segment_count;
   const bool with_sink = sink.defined() && options.sink_scale > 0;

@@ -235,6 +235,7 @@ void narrow(const AttentionProblem& p, Task& task) {
   while (task.q_begin < task.q_end && tile(task.q_begin).hi_max() <= task.key_begin) {
     task.q_begin += kQueries;
   }
+  task.q_begin = std::min(task.q_begin, task.q_end);  // nobody may see these keys
   if (task.key_begin < p.anchors) return;
   std::int64_t last = task.q_begin;
   while (last < task.q_end && tile(last).lo[0] < task.key_end) last += kQueries;

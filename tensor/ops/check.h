@@ -9,8 +9,9 @@
 
 namespace proteus::ops {
 
-/// Throws DTypeError unless `t` is f64, f32 or bf16.
+/// Throws ShapeError for an undefined tensor, DTypeError unless `t` is f64, f32 or bf16.
 inline void check_floating(const std::string& call, const char* name, const Tensor& t) {
+  if (!t.defined()) throw ShapeError(call + ": " + name + ": undefined tensor");
   if (!is_floating(t.dtype())) throw_dtype(call + ": " + name, t.dtype(), "f64, f32 or bf16");
 }
 
@@ -22,9 +23,11 @@ inline void check_device(const std::string& call, const char* name, const Tensor
                     to_string(t.device()) + "; move it with to(device)");
 }
 
-/// Throws DTypeError, DeviceError unless `t` has the dtype and the device of `like`.
+/// Throws ShapeError for an undefined tensor, DTypeError or DeviceError unless `t` has the dtype
+/// and the device of `like`.
 inline void check_like(const std::string& call, const char* name, const Tensor& t,
                        const Tensor& like) {
+  if (!t.defined()) throw ShapeError(call + ": " + name + ": undefined tensor");
   if (t.dtype() != like.dtype()) throw_dtype(call + ": " + name, t.dtype(), name_of(like.dtype()));
   check_device(call, name, t, like);
 }

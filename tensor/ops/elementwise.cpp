@@ -91,7 +91,7 @@ void unary_bwd_typed(const UnaryBwd& u) {
     case UnaryOp::square:
       return go([](A s, A g) { return g * (s + s); });
     case UnaryOp::power:
-      return go([a](A s, A g) { return g * a * std::pow(s, a - A(1)); });
+      return go([a](A s, A g) { return a == A(0) ? A(0) : g * a * std::pow(s, a - A(1)); });
     case UnaryOp::sigmoid:
       return go([](A s, A g) { return g * vmath::sigmoid(s) * vmath::sigmoid(-s); });
     case UnaryOp::log_sigmoid:

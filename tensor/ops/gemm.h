@@ -2,8 +2,8 @@
 //   c ← c + bias;   gelu: pre = c, c ← gelu(c);   gelu_grad: c ← c·gelu'(pre), act = gelu(pre)
 // GELU in the tanh form of GPT-2 (Hendrycks & Gimpel, arXiv:1606.08415):
 //   gelu(x) = x/2·(1 + tanh(√(2/π)·(x + 0.044715·x³)))
-// The work is cut into tiles of C by shape alone, and never along K: any number of threads gives
-// the same bits, and row i of C depends on row i of op(A) only.
+// The work is cut by shape alone, into tiles of C and, for weight gradients, chunks of K: any
+// number of threads gives the same bits, and row i of C depends on row i of op(A) only.
 #pragma once
 
 #include "tensor/slot.h"

@@ -3,27 +3,15 @@
 #include <string>
 #include <vector>
 
+#include "tensor/ops/check.h"
+#include "tensor/ops/elementwise.h"
 #include "tensor/ops/gemm.h"
 
 namespace proteus {
 namespace {
 
-void check_floating(const std::string& call, const char* name, const Tensor& t) {
-  if (!t.defined()) throw ShapeError(call + ": " + name + ": undefined tensor");
-  if (!is_floating(t.dtype())) {
-    throw_dtype(call + ": " + name, t.dtype(), "f64, f32 or bf16");
-  }
-}
-
-void check_like(const std::string& call, const char* name, const Tensor& t, const Tensor& other) {
-  if (!t.defined()) throw ShapeError(call + ": " + name + ": undefined tensor");
-  if (t.dtype() != other.dtype())
-    throw_dtype(call + ": " + name, t.dtype(), name_of(other.dtype()));
-  if (t.device() != other.device()) {
-    throw DeviceError(call + ": " + name + ": expected on " + to_string(other.device()) + ", got " +
-                      to_string(t.device()));
-  }
-}
+using ops::check_floating;
+using ops::check_like;
 
 // Whether the rows of the last two dimensions are contiguous, and how far they are apart.
 bool has_rows(const Tensor& t) {
@@ -136,20 +124,36 @@ void check_product(const std::string& call, const Tensor& a, const Tensor& b) {
   }
 }
 
-// Which way a factor is read depends on the caller alone, never on its strides: the same values
-// give the same bits from any view.
+void product(const Tensor& c, const Factor& a, const Factor& b, double alpha, double beta);
+
+// bf16 sums over batch dimensions are taken in f32 and rounded once.
+void product_in_f32(const Tensor& c, const Factor& a, const Factor& b, double alpha, double beta) {
+  const Tensor wide = c.to(DType::f32).contiguous();
+  product(wide, {a.stored.to(DType::f32), a.trans}, {b.stored.to(DType::f32), b.trans}, alpha,
+          beta);
+  c.copy_(wide);
+}
+
+// Which way a factor is read is the caller's choice.
 void product(const Tensor& c, const Factor& a, const Factor& b, double alpha, double beta) {
   if (c.numel() == 0) return;
   const Tensor a_read = row_major(a.stored);
   const Tensor b_read = row_major(b.stored);
   const Shape batch = broadcast_shapes("matmul(a, b)", batch_of(a_read), batch_of(b_read));
-  const bool no_products = batch.numel() == 0;  // c is one block: the sum over nothing
+  if (batch.numel() == 0) {  // sums over nothing
+    c.copy_(beta == 0 ? Tensor::zeros(c.shape(), c.dtype(), c.device()) : ops::affine(c, beta, 0));
+    return;
+  }
+  const Tensor c_batch = with_batch(c, batch);
+  if (c.dtype() == DType::bf16 && c.numel() != c_batch.numel()) {
+    return product_in_f32(c, a, b, alpha, beta);
+  }
   const GemmFwd g{.a = a_read.raw(),
                   .b = b_read.raw(),
                   .c = c.raw(),
                   .M = c.size(-2),
                   .N = c.size(-1),
-                  .K = no_products ? 0 : a_read.size(a.trans ? -2 : -1),
+                  .K = a_read.size(a.trans ? -2 : -1),
                   .lda = row_step(a_read),
                   .ldb = row_step(b_read),
                   .ldc = row_step(c),
@@ -159,9 +163,7 @@ void product(const Tensor& c, const Factor& a, const Factor& b, double alpha, do
                   .beta = beta,
                   .dtype = c.dtype()};
   run_batches(c.device(), g,
-              no_products ? std::vector<BatchDim>()
-                          : batch_dims(with_batch(c, batch), with_batch(a_read, batch),
-                                       with_batch(b_read, batch)));
+              batch_dims(c_batch, with_batch(a_read, batch), with_batch(b_read, batch)));
 }
 
 // [..., n] seen as rows of n.
@@ -193,6 +195,17 @@ void check_linear(const std::string& call, const Tensor& x, const Tensor& weight
                      "] (= weight.shape[0]), got " + to_string(bias.shape()) + "; weight is " +
                      to_string(weight.shape()));
   }
+}
+
+// dy [..., out] against weight [out, in].
+void check_backward(const std::string& call, const Tensor& dy, const Tensor& weight) {
+  check_floating(call, "dy", dy);
+  check_like(call, "weight", weight, dy);
+  if (dy.rank() >= 1 && weight.rank() == 2 && weight.size(0) == dy.size(-1)) return;
+  throw ShapeError(call + ": weight: expected [" +
+                   (dy.rank() ? std::to_string(dy.size(-1)) : std::string("out")) +
+                   ", in] (out = dy.shape[-1]), got " + to_string(weight.shape()) + "; dy is " +
+                   to_string(dy.shape()));
 }
 
 // x·weightᵀ (+ bias, GELU) with the epilogue's tensors; y, pre and act are contiguous.
@@ -290,14 +303,20 @@ LinearGelu linear_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias
 }
 
 Tensor linear_dx(const Tensor& dy, const Tensor& weight) {
-  check_product("linear_dx(dy, weight)", dy.rank() == 1 ? dy.unsqueeze(0) : dy, weight);
+  check_backward("linear_dx(dy, weight)", dy, weight);
   Tensor dx = Tensor::empty(with_last(dy.shape(), weight.size(1)), dy.dtype(), dy.device());
   run_linear(dy, weight, false, {}, dx, {}, {}, GemmEpilogue::none);
   return dx;
 }
 
 Tensor linear_dweight(const Tensor& dy, const Tensor& x) {
-  check_product("linear_dweight(dy, x)", rows_of(dy).transpose(0, 1), rows_of(x));
+  const std::string call = "linear_dweight(dy, x)";
+  check_floating(call, "dy", dy);
+  check_like(call, "x", x, dy);
+  if (dy.rank() < 1 || x.rank() != dy.rank() || x.shape().without(-1) != dy.shape().without(-1)) {
+    throw ShapeError(call + ": x: expected the rows of dy, got " + to_string(x.shape()) +
+                     "; dy is " + to_string(dy.shape()));
+  }
   Tensor dw = Tensor::empty({dy.size(-1), x.size(-1)}, x.dtype(), x.device());
   product(dw, {rows_of(dy), true}, {rows_of(x), false}, 1, 0);
   return dw;
@@ -305,7 +324,7 @@ Tensor linear_dweight(const Tensor& dy, const Tensor& x) {
 
 GeluGrad linear_dx_gelu(const Tensor& dy, const Tensor& weight, const Tensor& pre_any) {
   const std::string call = "linear_dx_gelu(dy, weight, pre)";
-  check_product(call, dy.rank() == 1 ? dy.unsqueeze(0) : dy, weight);
+  check_backward(call, dy, weight);
   check_like(call, "pre", pre_any, dy);
   if (pre_any.shape() != with_last(dy.shape(), weight.size(1))) {
     throw ShapeError(call + ": pre: expected " + to_string(with_last(dy.shape(), weight.size(1))) +
@@ -319,10 +338,9 @@ GeluGrad linear_dx_gelu(const Tensor& dy, const Tensor& weight, const Tensor& pr
 }
 
 BiasGrad bias_backward(const Tensor& dy_any, const Tensor& pre_any, bool with_bias) {
-  if (pre_any.defined() &&
-      (pre_any.shape() != dy_any.shape() || pre_any.dtype() != dy_any.dtype())) {
-    throw ShapeError("bias_backward(dy, pre): pre: expected " + describe(dy_any) + ", got " +
-                     describe(pre_any));
+  if (pre_any.defined()) {
+    ops::check_like("bias_backward(dy, pre)", "pre", pre_any, dy_any);
+    ops::check_shape("bias_backward(dy, pre)", "pre", pre_any, dy_any.shape(), "(= dy.shape)");
   }
   const Tensor dy = dy_any.contiguous();
   const Tensor pre = pre_any.defined() ? pre_any.contiguous() : pre_any;

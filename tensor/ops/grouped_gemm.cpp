@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "tensor/ops/check.h"
 #include "tensor/ops/tile_gemm.h"
 #include "tensor/ops/transpose.h"
 #include "tensor/parallel.h"
@@ -211,9 +212,10 @@ void weight_cpu(const GroupedWeight& a) {
                  [&](auto tag) { weight_typed<typename decltype(tag)::type>(a); });
 }
 
-void check_rows(const std::string& call, const char* name, const Tensor& t, std::int64_t rows,
-                const char* what) {
+void check_rows(const std::string& call, const char* name, const Tensor& t,
+                const PackedRows& packed, std::int64_t rows, const char* what) {
   if (!is_floating(t.dtype())) throw_dtype(call + ": " + name, t.dtype(), "f64, f32 or bf16");
+  ops::check_device(call, name, t, packed.token);
   if (t.rank() == 2 && t.size(0) == rows) return;
   throw ShapeError(call + ": " + name + ": expected [" + std::to_string(rows) + ", width] (" +
                    what + "), got " + to_string(t.shape()));
@@ -222,7 +224,7 @@ void check_rows(const std::string& call, const char* name, const Tensor& t, std:
 // Returns N, the width of the result.
 std::int64_t check_weight(const std::string& call, const Tensor& w, const Tensor& x,
                           const PackedRows& rows, bool trans) {
-  if (w.dtype() != x.dtype()) throw_dtype(call + ": w", w.dtype(), name_of(x.dtype()));
+  ops::check_like(call, "w", w, x);
   if (w.rank() == 3 && w.size(0) == rows.groups() && w.size(trans ? 2 : 1) == x.size(1)) {
     return w.size(trans ? 1 : 2);
   }
@@ -243,7 +245,7 @@ namespace ops {
 Tensor grouped_gather(const Tensor& x_any, const Tensor& w_any, const PackedRows& rows,
                       bool trans_w) {
   const std::string call = "grouped_gather(x, w, rows)";
-  check_rows(call, "x", x_any, rows.tokens(), "tokens of the rows");
+  check_rows(call, "x", x_any, rows, rows.tokens(), "tokens of the rows");
   const std::int64_t N = check_weight(call, w_any, x_any, rows, trans_w);
   const Tensor x = x_any.contiguous();
   const Tensor w = w_any.contiguous();
@@ -267,7 +269,7 @@ Tensor grouped_gather(const Tensor& x_any, const Tensor& w_any, const PackedRows
 Tensor grouped_scatter(const Tensor& y_any, const Tensor& w_any, const PackedRows& rows,
                        bool trans_w) {
   const std::string call = "grouped_scatter(y, w, rows)";
-  check_rows(call, "y", y_any, rows.rows(), "packed rows");
+  check_rows(call, "y", y_any, rows, rows.rows(), "packed rows");
   const std::int64_t N = check_weight(call, w_any, y_any, rows, trans_w);
   const Tensor y = y_any.contiguous();
   const Tensor w = w_any.contiguous();
@@ -294,8 +296,8 @@ Tensor grouped_weight(const Tensor& a_any, bool gather_a, const Tensor& b_any, b
   const std::string call = "grouped_weight(a, b, rows)";
   const auto expected = [&](bool gather) { return gather ? rows.tokens() : rows.rows(); };
   const auto what = [](bool gather) { return gather ? "tokens of the rows" : "packed rows"; };
-  check_rows(call, "a", a_any, expected(gather_a), what(gather_a));
-  check_rows(call, "b", b_any, expected(gather_b), what(gather_b));
+  check_rows(call, "a", a_any, rows, expected(gather_a), what(gather_a));
+  check_rows(call, "b", b_any, rows, expected(gather_b), what(gather_b));
   if (b_any.dtype() != a_any.dtype())
     throw_dtype(call + ": b", b_any.dtype(), name_of(a_any.dtype()));
   const Tensor a = a_any.contiguous();

@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "tensor/ops/check.h"
 #include "tensor/ops/gemm.h"
 #include "tensor/parallel.h"
 #include "tensor/vmath.h"
@@ -144,8 +145,6 @@ Tensor mean_loss(const Tensor& losses, std::int64_t count, DType dtype) {
   return Tensor::scalar(count ? sum / static_cast<double>(count) : 0.0, dtype, losses.device());
 }
 
-DType sum_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
-
 void check_inputs(const std::string& call, const char* name, const Tensor& x) {
   if (!is_floating(x.dtype())) throw_dtype(call + ": " + name, x.dtype(), "f64, f32 or bf16");
   if (x.rank() == 0) throw ShapeError(call + ": " + name + ": expected [..., C], got []");
@@ -190,9 +189,7 @@ CrossEntropy cross_entropy(const Tensor& hidden, const Tensor& weight, const Ten
                            std::int64_t ignore_index, bool want_dhidden, bool want_dweight) {
   const std::string call = "cross_entropy(hidden, weight, targets)";
   check_inputs(call, "hidden", hidden);
-  if (weight.dtype() != hidden.dtype()) {
-    throw_dtype(call + ": weight", weight.dtype(), name_of(hidden.dtype()));
-  }
+  check_like(call, "weight", weight, hidden);
   const std::int64_t C = hidden.size(-1);
   if (weight.rank() != 2 || weight.size(1) != C) {
     throw ShapeError(call + ": weight: expected [V, " + std::to_string(C) +
@@ -202,7 +199,7 @@ CrossEntropy cross_entropy(const Tensor& hidden, const Tensor& weight, const Ten
   const Targets t = read_targets(call, hidden, targets, weight.size(0), ignore_index);
   const Device device = hidden.device();
   const DType dtype = hidden.dtype();
-  const DType wide = sum_dtype(dtype);
+  const DType wide = accum_dtype(dtype);
   const std::int64_t n = t.count();
   CrossEntropy out;
   out.count = n;
@@ -264,7 +261,7 @@ CrossEntropy cross_entropy_logits(const Tensor& logits_any, const Tensor& target
   } else {
     losses.zero_();
   }
-  out.loss = mean_loss(losses, out.count, sum_dtype(logits.dtype()));
+  out.loss = mean_loss(losses, out.count, accum_dtype(logits.dtype()));
   return out;
 }
 

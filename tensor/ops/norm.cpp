@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "tensor/ops/check.h"
 #include "tensor/parallel.h"
 
 namespace proteus {
@@ -104,8 +105,6 @@ void norm_bwd_cpu(const NormBwd& a) {
                  [&](auto tag) { norm_bwd_typed<typename decltype(tag)::type>(a); });
 }
 
-DType accum_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
-
 void check_vector(const std::string& call, const char* name, const Tensor& v, const Tensor& x) {
   if (!v.defined()) return;
   if (v.shape() != Shape{x.size(-1)}) {
@@ -113,7 +112,7 @@ void check_vector(const std::string& call, const char* name, const Tensor& v, co
                      "] (= x.shape[-1]), got " + to_string(v.shape()) + "; x is " +
                      to_string(x.shape()));
   }
-  if (v.dtype() != x.dtype()) throw_dtype(call + ": " + name, v.dtype(), name_of(x.dtype()));
+  ops::check_like(call, name, v, x);
 }
 
 ops::NormResult forward(const std::string& call, const Tensor& x_any, const Tensor& gamma_any,
@@ -127,7 +126,7 @@ ops::NormResult forward(const std::string& call, const Tensor& x_any, const Tens
   const Tensor beta = beta_any.defined() ? beta_any.contiguous() : beta_any;
   const std::int64_t C = x.size(-1);
   const std::int64_t rows = C ? x.numel() / C : 0;
-  const DType accum = accum_dtype(x.dtype());
+  const DType accum = ops::accum_dtype(x.dtype());
   ops::NormResult out{Tensor::empty(x.shape(), x.dtype(), x.device()),
                       {},
                       Tensor::empty({rows}, accum, x.device())};

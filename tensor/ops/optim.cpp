@@ -47,8 +47,8 @@ void adamw_cpu(const AdamWStep& a) {
         using A = accum_t<T>;
         T* x = static_cast<T*>(t.value);
         const T* grad = static_cast<const T*>(t.grad);
-        T* m = static_cast<T*>(t.m);
-        T* v = static_cast<T*>(t.v);
+        A* m = static_cast<A*>(t.m);
+        A* v = static_cast<A*>(t.v);
         const A b1 = static_cast<A>(a.beta1);
         const A b2 = static_cast<A>(a.beta2);
         const A n1 = static_cast<A>(1 - a.beta1);
@@ -61,10 +61,10 @@ void adamw_cpu(const AdamWStep& a) {
 #pragma omp simd
         for (std::int64_t i = begin; i < end; ++i) {
           const A g = A(grad[i]) * scale;
-          const A first = b1 * A(m[i]) + n1 * g;
-          const A second = b2 * A(v[i]) + n2 * g * g;
-          m[i] = T(first);
-          v[i] = T(second);
+          const A first = b1 * m[i] + n1 * g;
+          const A second = b2 * v[i] + n2 * g * g;
+          m[i] = first;
+          v[i] = second;
           x[i] = T(keep * A(x[i]) - rate * first / (std::sqrt(second) * root + eps));
         }
       });
@@ -78,15 +78,15 @@ void sgd_cpu(const SgdStep& a) {
         using A = accum_t<T>;
         T* x = static_cast<T*>(t.value);
         const T* grad = static_cast<const T*>(t.grad);
-        T* m = static_cast<T*>(t.m);
+        A* m = static_cast<A*>(t.m);
         const A momentum = static_cast<A>(a.momentum);
         const A scale = static_cast<A>(a.grad_scale);
         const A rate = static_cast<A>(a.lr);
         const A decay = static_cast<A>(t.decay);
 #pragma omp simd
         for (std::int64_t i = begin; i < end; ++i) {
-          const A step = momentum * A(m[i]) + A(grad[i]) * scale + decay * A(x[i]);
-          m[i] = T(step);
+          const A step = momentum * m[i] + A(grad[i]) * scale + decay * A(x[i]);
+          m[i] = step;
           x[i] = T(A(x[i]) - rate * step);
         }
       });

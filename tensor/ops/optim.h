@@ -8,7 +8,8 @@
 
 namespace proteus {
 
-/// One parameter: n contiguous elements of value, gradient and state, all of one dtype.
+/// One parameter: n contiguous elements of value and gradient in one dtype, and of state in its
+/// accumulation dtype (f32 for bf16).
 struct StepTensor {
   void* value = nullptr;
   const void* grad = nullptr;

@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <string>
 
+#include "tensor/ops/check.h"
 #include "tensor/ops/routing.h"
 
 namespace proteus::ops {
@@ -46,6 +47,7 @@ void check_tokens(const std::string& call, const Tensor& x, const GateTensors& g
     throw_dtype(call + ": x", x.dtype(), "f32 or f64");
   }
   check_gates(call, gates, x.dtype());
+  check_device(call, "w", gates.w, x);
   if (x.rank() != 2 || x.size(1) != gates.w.size(1)) {
     throw ShapeError(call + ": x: expected [N, " + std::to_string(gates.w.size(1)) +
                      "] (= w.shape[1]), got " + to_string(x.shape()));
@@ -64,6 +66,12 @@ void check_rows(const std::string& call, const Tensor& x, const GateTensors& gat
     throw ShapeError(call + ": rows: expected " + std::to_string(gates.heads()) +
                      " heads (= head_begin.shape[0] - 1), got " + std::to_string(rows.groups()));
   }
+}
+
+void check_share(const std::string& call, const Tensor& share, const PackedRows& rows,
+                 const GateTensors& gates, const Tensor& x) {
+  check_shape(call + ": share", share, {rows.rows(), gates.width}, "= packed rows, gates.width");
+  check_dtype(call + ": share", share, x.dtype());
 }
 
 // Contiguous copies that live as long as the kernel runs.
@@ -122,13 +130,16 @@ RowLogits gate_row_logits(const Tensor& x_any, const GateTensors& gates, const P
 }
 
 RowLogitGrads gate_row_logits_backward(const Tensor& x_any, const GateTensors& gates,
-                                       const PackedRows& rows, const Tensor& share,
+                                       const PackedRows& rows, const Tensor& share_any,
                                        const Tensor& dz_any, bool want_dx, bool want_dw) {
   const std::string call = "gate_row_logits_backward(x, gates, rows, share, dz)";
   check_rows(call, x_any, gates, rows);
   check_shape(call + ": dz", dz_any, {rows.rows()}, "= packed rows");
+  check_share(call, share_any, rows, gates, x_any);
+  check_dtype(call + ": dz", dz_any, x_any.dtype());
   const Tensor x = x_any.contiguous();
   const Tensor dz = dz_any.contiguous();
+  const Tensor share = share_any.contiguous();
   const HeldGates held(gates);
   RowLogitGrads out;
   if (want_dx) {
@@ -157,14 +168,12 @@ RowLogitGrads gate_row_logits_backward(const Tensor& x_any, const GateTensors& g
 }
 
 GateStatistics gate_statistics(const Tensor& x_any, const GateTensors& gates,
-                               const PackedRows& rows, const Tensor& share) {
+                               const PackedRows& rows, const Tensor& share_any) {
   const std::string call = "gate_statistics(x, gates, rows, share)";
   check_rows(call, x_any, gates, rows);
-  if (share.rank() != 2 || share.size(0) != rows.rows()) {
-    throw ShapeError(call + ": share: expected [" + std::to_string(rows.rows()) +
-                     ", gates] (= packed rows), got " + to_string(share.shape()));
-  }
+  check_share(call, share_any, rows, gates, x_any);
   const Tensor x = x_any.contiguous();
+  const Tensor share = share_any.contiguous();
   const HeldGates held(gates);
   GateStatistics out{Tensor::zeros({gates.w.size(0)}, x.dtype(), x.device()),
                      Tensor::zeros(gates.w.shape(), x.dtype(), x.device())};
@@ -182,7 +191,8 @@ GateStatistics gate_statistics(const Tensor& x_any, const GateTensors& gates,
   return out;
 }
 
-KeyRanges key_ranges(const PackedRows& queries, const PackedRows& keys, const Tensor& visible) {
+KeyRanges key_ranges(const PackedRows& queries, const PackedRows& keys, const Tensor& visible_any) {
+  const Tensor visible = visible_any.contiguous();
   const std::string call = "key_ranges(queries, keys, visible)";
   if (queries.offsets.shape() != keys.offsets.shape()) {
     throw ShapeError(call + ": keys: expected " + to_string(queries.offsets.shape()) +

@@ -1,4 +1,4 @@
-// The register-blocked microkernel under attention and the grouped products: C (+)= A · B for tiles
+// The register-blocked microkernel under attention and the matrix products: C (+)= A · B for tiles
 // that sit in cache. CPU only, private to tensor/ops.
 //
 // Every element of C is one chain of fused multiply-adds over k = 0, 1, …, K−1. The chain does not

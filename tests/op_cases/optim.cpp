@@ -52,11 +52,13 @@ Variable run_norm(const std::vector<Variable>& any) {
 OpCase optim_case(const std::string& op, const std::string& slot, std::int64_t n,
                   Variable (*run)(const std::vector<Variable>&)) {
   OpInput any{.shape = {n}, .differentiable = false};
-  OpInput positive{.shape = {n}, .fill = Fill::positive, .differentiable = false};
+  OpInput first{.shape = {n}, .differentiable = false, .accumulation = true};
+  OpInput second{
+      .shape = {n}, .fill = Fill::positive, .differentiable = false, .accumulation = true};
   return {.op = op,
           .variant = std::to_string(n),
           .slots = {slot},
-          .inputs = {any, any, any, positive},
+          .inputs = {any, any, first, second},
           .run = run,
           .bytes = 28.0 * static_cast<double>(n)};
 }
