@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <cmath>
+#include <limits>
 #include <map>
 #include <nlohmann/json.hpp>
 
@@ -37,6 +38,8 @@ std::int64_t count_targets(const Tensor& targets) {
 
 void check_finite(const char* what, double value, std::int64_t step) {
   if (std::isfinite(value)) return;
+  // The sign of a NaN says nothing and differs between compilers: "-nan" would only puzzle.
+  if (std::isnan(value)) value = std::numeric_limits<double>::quiet_NaN();
   throw NumericError(fmt::format(
       "training: the {} became {} at step {}; try a smaller --lr, a longer --warmup or --clip 1",
       what, value, step + 1));
