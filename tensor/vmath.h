@@ -11,17 +11,14 @@ namespace proteus::vmath {
 
 inline double exp(double x) { return std::exp(x); }
 
-/// e^x = 2^n · e^r with n = round(x / ln 2), |r| ≤ ln 2 / 2; e^r by its Taylor series to degree 7
-/// (truncation 5e-9). 0 below −87.3, inf above 88.3; NaN stays NaN.
-inline float exp(float x) {
-  constexpr float kLow = -87.33654f;
-  constexpr float kHigh = 88.37626f;
+/// e^x for |x| ≤ 87, or NaN: 2^n · e^r with n = round(x / ln 2), |r| ≤ ln 2 / 2; e^r by its Taylor
+/// series to degree 7 (truncation 5e-9).
+inline double exp_bounded(double x) { return std::exp(x); }
+inline float exp_bounded(float x) {
   constexpr float kRound = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer
-  constexpr float kInf = std::numeric_limits<float>::infinity();
-  const float y = x < kLow ? kLow : (x > kHigh ? kHigh : x);
-  const float shifted = y * 1.44269504f + kRound;
+  const float shifted = x * 1.44269504f + kRound;
   const float n = shifted - kRound;
-  const float r = (y - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
+  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;  // ln 2 in two parts
   float p = 1.0f / 5040;
   p = p * r + 1.0f / 720;
   p = p * r + 1.0f / 120;
@@ -31,9 +28,16 @@ inline float exp(float x) {
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   // The integer n sits in the low bits of `shifted`: into the exponent field with it.
-  const float scale = std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) + 127u) << 23);
-  const float value = p * scale;
-  return x < kLow ? 0.0f : (x > kHigh ? kInf : value);
+  return p * std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) + 127u) << 23);
+}
+
+/// e^x: 0 below −87.7, inf above 88.3; NaN stays NaN. The ends need no selection of their own: the
+/// exponent field is 0 at n = −127 and infinity's at n = 128.
+inline float exp(float x) {
+  constexpr float kLow = -88.0f;
+  constexpr float kHigh = 89.0f;
+  const float below = kHigh < x ? kHigh : x;
+  return exp_bounded(kLow > below ? kLow : below);
 }
 
 inline double log1p_unit(double u) { return std::log1p(u); }

@@ -14,8 +14,8 @@ inline A gelu_gate(A x) {
   // numbers there, which cost some CPUs a hundred cycles each.
   constexpr A kFar = 80;
   const A z = kTwice * x * (A(1) + A(0.044715) * x * x);
-  const A near = z < -kFar ? -kFar : (z > kFar ? kFar : z);
-  return A(1) / (A(1) + vmath::exp(-near));
+  const A below = kFar < z ? kFar : z;
+  return A(1) / (A(1) + vmath::exp_bounded(-(-kFar > below ? -kFar : below)));
 }
 
 template <class A>
