@@ -12,11 +12,13 @@
 #include "autograd/elementwise.h"
 #include "autograd/gemm.h"
 #include "autograd/grouped_gemm.h"
+#include "autograd/pack.h"
 #include "autograd/rope.h"
 #include "autograd/tape.h"
 #include "autograd/view.h"
 #include "nn/init.h"
 #include "tensor/error.h"
+#include "tensor/ops/rope.h"
 #include "tensor/ops/select.h"
 
 namespace proteus {
@@ -90,6 +92,9 @@ void AspaAttention::make_routed(double output_std, Generator& init) {
     weights_.sink = add_parameter("sink", Tensor::zeros({c.routed_heads}, accum), Decay::no);
   }
   router_ = &add_child("router", std::make_unique<Router>(c, init));
+  if (c.salience.enabled()) {
+    salience_ = &add_child("salience", std::make_unique<Salience>(c, init));
+  }
 }
 
 void AspaAttention::set_alpha(double alpha) {
@@ -195,23 +200,61 @@ AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_
     out.query = router_->project(x);
     out.key = weights_.mu.defined() ? router_->project(x_key) : out.query;
   }
+  const Tensor time = gated ? ops::sequence_positions(B, x.size(1)) : Tensor();
+  const auto decided = decide([&]() -> std::vector<Tensor> {
+    if (!gated) return {every_head(N, Hr), {}, {}, {}};
+    if (forced_ && !salience_) return {{}, {}, {}, {}};
+    const Choice query = choose(Role::query, out.query.value(), time);
+    const Choice key = choose(Role::key, out.key.value(), time);
+    return {query.heads, key.heads, query.nearest, key.nearest};
+  });
   if (forced_) {
     check_selection(*forced_, N, Hr);
     out.selection = *forced_;
   } else {
-    const auto heads = decide([&]() -> std::vector<Tensor> {
-      if (!gated) return {every_head(N, Hr), {}};
-      const auto select = [&](Role role, const Variable& projected) {
-        return ops::topk_heads(router_->logits(projected.value()), k(), router_->theta(role),
-                               keep_ ? keep_(role, projected.value(), k()) : Tensor());
-      };
-      return {select(Role::query, out.query), select(Role::key, out.key)};
-    });
-    out.selection = {heads[0], heads[1].defined() ? heads[1] : heads[0]};
+    out.selection = {decided[0], gated ? decided[1] : decided[0]};
+  }
+  if (gated && salience_) {
+    out.query_salience = salience_of(out.query, decided[2]);
+    out.key_salience = salience_of(out.key, decided[3]);
   }
   if (probing_) probe_ = out.selection;
   out.rows = pack_selection(out.selection, B, Hr, visible_entries(x.size(1)));
   return out;
+}
+
+AspaAttention::Choice AspaAttention::choose(Role role, const Tensor& projected,
+                                            const Tensor& time) const {
+  Choice out;
+  if (salience_) {
+    auto scored = router_->logits_and_nearest(projected);
+    out.z = std::move(scored.z);
+    out.nearest = std::move(scored.nearest);
+  } else {
+    out.z = router_->logits(projected);
+  }
+  const Tensor& theta = router_->theta(role);
+  Tensor count;
+  if (config_.top_p < 1) {
+    const std::int64_t least =
+        slider::routed_heads(config_.alpha, config_.routed_heads, config_.k_min);
+    count = ops::nucleus_counts(out.z, config_.top_p, least, k(), theta);
+  }
+  if (salience_) {
+    const NoGradGuard no_grad;
+    const Tensor scores = salience_of(Variable(projected), out.nearest).value();
+    count = salience_->keep_counts(role, scores, time, config_.alpha, k(), count);
+  }
+  out.heads = ops::topk_heads(out.z, k(), theta, count);
+  return out;
+}
+
+Variable AspaAttention::salience_of(const Variable& projected, const Tensor& nearest) const {
+  return salience_->scores(projected, router_->gate_state().p, nearest);
+}
+
+Variable AspaAttention::row_salience(const Variable& salience, const PackedRows& rows) const {
+  return reshape(gather_rows(reshape(salience, {salience.size(0), 1}), rows), {rows.rows()});
 }
 
 Variable AspaAttention::routed_forward(const Variable& x, const Variable& x_key) {
@@ -222,8 +265,18 @@ Variable AspaAttention::routed_forward(const Variable& x, const Variable& x_key)
   if (config_.alpha > 0) {
     const RowLogitsVar query = router_->row_logits(routed.query, query_rows);
     const RowLogitsVar key = router_->row_logits(routed.key, routed.rows.key);
-    if (config_.query_gate) gate = blended_gate(query.z);
-    if (config_.key_bias) key_bias = scale(log_sigmoid(key.z), config_.alpha);
+    // r = (1−α) + α·2σ(z)·2σ(S) and β = α·(log σ(z) + log 2σ(S)).
+    if (config_.query_gate) gate = scale(sigmoid(query.z), 2);
+    if (config_.key_bias) key_bias = log_sigmoid(key.z);
+    if (salience_) {
+      const Variable weight = scale(sigmoid(row_salience(routed.query_salience, query_rows)), 2);
+      gate = gate.defined() ? mul(gate, weight) : weight;
+      const Variable bias =
+          shift(log_sigmoid(row_salience(routed.key_salience, routed.rows.key)), std::log(2.0));
+      key_bias = key_bias.defined() ? add(key_bias, bias) : bias;
+    }
+    if (gate.defined()) gate = shift(scale(gate, config_.alpha), 1 - config_.alpha);
+    if (key_bias.defined()) key_bias = scale(key_bias, config_.alpha);
     if (training() && !recomputing()) collect(routed, query.share, key.share);
   }
   Variable y = routed_values(x, x_key, routed.rows, key_bias);
@@ -260,6 +313,9 @@ void AspaAttention::collect(const Routed& routed, const Tensor& query_share,
   tokens_ += routed.query.size(0);
   collect_role(Role::query, routed.query, routed.rows.query, query_share);
   collect_role(Role::key, routed.key, routed.rows.key, key_share);
+  if (!salience_) return;
+  salience_->collect(Role::query, routed.query_salience.value());
+  salience_->collect(Role::key, routed.key_salience.value());
 }
 
 void AspaAttention::collect_role(Role role, const Variable& projected, const PackedRows& rows,
@@ -271,6 +327,10 @@ void AspaAttention::collect_role(Role role, const Variable& projected, const Pac
   counts.resize(static_cast<std::size_t>(config_.routed_heads));
   for (std::int64_t h = 0; h < config_.routed_heads; ++h) {
     counts[static_cast<std::size_t>(h)] += offsets[(h + 1) * B] - offsets[h * B];
+  }
+  auto& kept = kept_[static_cast<std::size_t>(role)];
+  for (std::int64_t n = 0; n < rows.tokens(); ++n) {
+    kept += rows.row_of.data<std::int32_t>()[n * rows.slots()] >= 0 ? 1 : 0;
   }
   if (!config_.prototypes.enabled) return;
   const ops::GateStatistics sums = router_->statistics(projected.value(), rows, share);
@@ -295,8 +355,9 @@ void AspaAttention::after_step(double rate) {
   };
   const RoleLoads role_loads{loads(Role::query), loads(Role::key)};
   const std::int64_t step = router_->steps();
-  update_thresholds(config_.balance, telemetry_.density, rate, role_loads,
-                    router_->theta(Role::query), router_->theta(Role::key));
+  update_thresholds(config_.balance, rate, role_loads, router_->theta(Role::query),
+                    router_->theta(Role::key));
+  if (salience_) salience_->after_step(rate);
   if (config_.prototypes.enabled) {
     const GateState gates = router_->gate_state();
     PrototypeConfig prototypes = config_.prototypes;  // they settle with the router, too
@@ -315,7 +376,12 @@ void AspaAttention::after_step(double rate) {
   telemetry_.steps = router_->steps();
   telemetry_.query = describe_load(role_loads.query);
   telemetry_.key = describe_load(role_loads.key);
+  telemetry_.query.kept = static_cast<double>(kept_[0]) / static_cast<double>(tokens_);
+  telemetry_.key.kept = static_cast<double>(kept_[1]) / static_cast<double>(tokens_);
+  telemetry_.density = (telemetry_.query.heads + telemetry_.key.heads) / 2 /
+                       static_cast<double>(config_.routed_heads);
   for (auto& counts : counts_) counts.clear();
+  kept_ = {};
   tokens_ = 0;
   update_ = {};
 }
@@ -323,8 +389,6 @@ void AspaAttention::after_step(double rate) {
 void AspaAttention::force_selection(std::optional<Selection> selection) {
   forced_ = std::move(selection);
 }
-
-void AspaAttention::set_token_keep(TokenKeep keep) { keep_ = std::move(keep); }
 
 void AspaAttention::begin_probe() {
   probing_ = true;

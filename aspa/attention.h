@@ -2,18 +2,19 @@
 // only where its gates send it. Symbols and formulas: docs/aspa.md.
 //   y_t = W_O^shared·concat(shared heads) + Σ_{h ∈ sel^Q(t)} r_{t,h}·W_O^h·o_{t,h}
 // Parameters: "qkv.weight" [3·Hs·D, C], "out.weight" [C, Hs·D], "shared_gate.weight" [Hs, C],
-// "routed.q", "routed.k", "routed.v" [Hr, C, D], "routed.o" [Hr, D, C], "sink" [Hr], "mu" [C] and
-// the router's ("router.U", …). Absent heads and options have no parameters.
+// "routed.q", "routed.k", "routed.v" [Hr, C, D], "routed.o" [Hr, D, C], "sink" [Hr], "mu" [C], the
+// router's ("router.U", …) and those of token salience ("salience.v", …). Absent heads and options
+// have no parameters.
 #pragma once
 
 #include <array>
-#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
 
 #include "aspa/config.h"
 #include "aspa/routing.h"
+#include "aspa/salience.h"
 #include "aspa/selection.h"
 #include "aspa/telemetry.h"
 #include "nn/attention.h"
@@ -28,10 +29,6 @@ struct AspaWeights {
   Variable q, k, v, o, sink;
   Variable mu;
 };
-
-/// How many heads each token enters in a role: i32 [N], from 0 (it skips the routed heads) to k,
-/// out of its x̃ [N, R]. Must look at every token alone.
-using TokenKeep = std::function<Tensor(Role role, const Tensor& projected, std::int64_t k)>;
 
 class AspaAttention : public Attention {
  public:
@@ -59,11 +56,13 @@ class AspaAttention : public Attention {
   double alpha() const { return config_.alpha; }
   /// At any time between two forward passes; throws ConfigError outside [0, 1].
   void set_alpha(double alpha);
-  /// Routed heads that a token enters at this alpha.
+  /// Routed heads that a token enters at this alpha; with top_p the most that it may enter.
   std::int64_t k() const;
   /// Throws ConfigError if the layer has no routed heads.
   Router& router();
   const Router& router() const;
+  /// nullptr where all tokens enter routed heads (config().salience).
+  const Salience* salience() const { return salience_; }
   const AspaWeights& weights() const { return weights_; }
   const AspaTelemetry& telemetry() const { return telemetry_; }
 
@@ -71,8 +70,6 @@ class AspaAttention : public Attention {
   Selection select(const Variable& x);
   /// Uses this selection instead of the router's until it is reset with nullopt.
   void force_selection(std::optional<Selection> selection);
-  /// Lets some tokens skip routed heads (where alpha > 0); nullptr: all tokens enter k.
-  void set_token_keep(TokenKeep keep);
   /// Between begin_probe() and end_probe() the last selection is kept; end_probe() compares it with
   /// that of the previous probe (churn). A probe is run in evaluation mode on a fixed batch.
   void begin_probe();
@@ -84,6 +81,14 @@ class AspaAttention : public Attention {
     RoutedRows rows;
     Variable query;  // x̃ of both roles, undefined where gates are off
     Variable key;
+    Variable query_salience;  // S [N], undefined where every token is kept
+    Variable key_salience;
+  };
+  /// What the router decides for the tokens of one role.
+  struct Choice {
+    Tensor heads;    // i32 [N, k]
+    Tensor nearest;  // gate i32 [N], where salience needs it
+    Tensor z;        // [N, Hr]
   };
 
   void make_shared(double output_std, Generator& init);
@@ -91,6 +96,11 @@ class AspaAttention : public Attention {
   Variable shared_forward(const Variable& x, const Variable& x_key);
   Variable routed_forward(const Variable& x, const Variable& x_key);
   Routed route(const Variable& x, const Variable& x_key);
+  /// x̃ [N, R] of tokens at positions `time` i32 [N].
+  Choice choose(Role role, const Tensor& projected, const Tensor& time) const;
+  Variable salience_of(const Variable& projected, const Tensor& nearest) const;
+  /// S per packed row.
+  Variable row_salience(const Variable& salience, const PackedRows& rows) const;
   Variable routed_values(const Variable& x, const Variable& x_key, const RoutedRows& rows,
                          const Variable& key_bias);
   /// The oldest of so many entries, other than anchors, that the newest query sees.
@@ -101,6 +111,7 @@ class AspaAttention : public Attention {
   Tensor routed_values_step(const Tensor& x, const Tensor& x_key,
                             const std::array<Tensor, kRoles>& selected,
                             const std::array<Tensor, kRoles>& z,
+                            const std::array<Tensor, kRoles>& salience,
                             std::span<AttentionState* const> states);
   AttentionOptions attention_options();
   Variable blended_gate(const Variable& z) const;
@@ -114,13 +125,14 @@ class AspaAttention : public Attention {
   Generator& generator_;
   AspaWeights weights_;
   Router* router_ = nullptr;
+  Salience* salience_ = nullptr;
 
   // Sums since the last after_step().
   std::array<std::vector<std::int64_t>, kRoles> counts_;
+  std::array<std::int64_t, kRoles> kept_{};
   std::int64_t tokens_ = 0;
   GateUpdate update_;
 
-  TokenKeep keep_;
   std::optional<Selection> forced_;
   bool probing_ = false;
   std::optional<Selection> probe_;

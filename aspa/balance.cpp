@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "tensor/error.h"
 
@@ -12,12 +13,14 @@ namespace {
 
 double sign(double x) { return x > 0 ? 1.0 : x < 0 ? -1.0 : 0.0; }
 
-void move(const Tensor& theta, const std::vector<double>& load, double target, double u) {
+void move(const Tensor& theta, const std::vector<double>& load, double u) {
+  const double mean =
+      std::accumulate(load.begin(), load.end(), 0.0) / static_cast<double>(load.size());
   dispatch_float(theta.dtype(), "update_thresholds", [&](auto tag) {
     using T = typename decltype(tag)::type;
     T* at = theta.data<T>();
     for (std::size_t h = 0; h < load.size(); ++h) {
-      at[h] = T(static_cast<double>(at[h]) + u * sign(load[h] - target));
+      at[h] = T(static_cast<double>(at[h]) + u * sign(load[h] - mean));
     }
   });
   theta.bump_version();
@@ -42,12 +45,12 @@ void limit_gap(const Tensor& theta_q, const Tensor& theta_k, double gap) {
 
 }  // namespace
 
-void update_thresholds(const BalanceConfig& config, double target, double rate,
-                       const RoleLoads& loads, const Tensor& theta_q, const Tensor& theta_k) {
+void update_thresholds(const BalanceConfig& config, double rate, const RoleLoads& loads,
+                       const Tensor& theta_q, const Tensor& theta_k) {
   if (!config.enabled || loads.query.empty()) return;
   const double u = config.follow_rate ? config.u * rate : config.u;
-  move(theta_q, loads.query, target, u);
-  move(theta_k, loads.key, target, u);
+  move(theta_q, loads.query, u);
+  move(theta_k, loads.key, u);
   limit_gap(theta_q, theta_k, config.max_role_gap);
 }
 
@@ -60,6 +63,7 @@ RoleTelemetry describe_load(std::vector<double> load) {
     top = std::max(top, l);
   }
   const auto n = static_cast<double>(load.size());
+  out.heads = sum;
   if (sum > 0) {
     out.max_vio = top * n / sum - 1;
     for (const double l : load) {

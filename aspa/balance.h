@@ -18,11 +18,12 @@ struct RoleLoads {
   std::vector<double> key;
 };
 
-/// The rule: θ_h ← θ_h + u·rate·sign(load_h − target), then |θ^Q_h − θ^K_h| ≤ max_role_gap, in
-/// place, per role. `target` is k/Hr, `rate` the learning rate's share of its peak (unused unless
-/// config.follow_rate). theta_q and theta_k are [Hr], f32 or f64.
-void update_thresholds(const BalanceConfig& config, double target, double rate,
-                       const RoleLoads& loads, const Tensor& theta_q, const Tensor& theta_k);
+/// The rule: θ_h ← θ_h + u·rate·sign(load_h − mean load), then |θ^Q_h − θ^K_h| ≤ max_role_gap, in
+/// place, per role. The mean is k/Hr where every token enters k heads. `rate` is the learning
+/// rate's share of its peak (unused unless config.follow_rate). theta_q and theta_k are [Hr], f32
+/// or f64.
+void update_thresholds(const BalanceConfig& config, double rate, const RoleLoads& loads,
+                       const Tensor& theta_q, const Tensor& theta_k);
 
 /// MaxVio and entropy of a load [Hr].
 RoleTelemetry describe_load(std::vector<double> load);

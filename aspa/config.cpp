@@ -28,6 +28,13 @@ void check_routed(const AspaConfig& c) {
     throw ConfigError(
         fmt::format("aspa: k: expected at most {} (= routed_heads), got {}", c.routed_heads, c.k));
   }
+  at_least("k_min", c.k_min, 1);
+  if (c.top_p < 1 && c.k_min > c.k) {
+    throw ConfigError(fmt::format("aspa: k_min: expected at most {} (= k), got {}", c.k, c.k_min));
+  }
+  if (!(c.top_p > 0 && c.top_p <= 1)) {
+    throw ConfigError(fmt::format("aspa: top_p: expected a number in (0, 1], got {}", c.top_p));
+  }
   at_least("window", c.window, 1);
   at_least("gates_per_head", c.gates_per_head, 1);
   at_least("routing_width", c.routing_width, 1);
@@ -64,6 +71,12 @@ void AspaConfig::validate() const {
   within("prototypes.dead_share", prototypes.dead_share, 0, 1);
   at_least("prototypes.dead_steps", prototypes.dead_steps, 1);
   within("prototypes.clone_noise", prototypes.clone_noise, 0, 1);
+  within("salience.ema", salience.ema, 0, 1);
+  at_least("salience.guard", salience.guard, 0);
+  if (!(salience.keep > 0 && salience.keep <= 1)) {
+    throw ConfigError(
+        fmt::format("aspa: salience.keep: expected a number in (0, 1], got {}", salience.keep));
+  }
   if (!std::isfinite(lambda)) {
     throw ConfigError(fmt::format("aspa: lambda: expected a finite number, got {}", lambda));
   }

@@ -151,19 +151,22 @@ Tensor AspaAttention::routed_step(const Tensor& x, const Tensor& x_key,
   Tensor every = Tensor::arange(Hr, DType::i32).unsqueeze(0).expand({B, Hr}).contiguous();
   std::array<Tensor, kRoles> selected{every, every};
   std::array<Tensor, kRoles> z;
+  std::array<Tensor, kRoles> salience;
   if (gated) {
+    const Tensor time = TokenState::positions(states);
     for (const Role role : {Role::query, Role::key}) {
       const auto r = static_cast<std::size_t>(role);
       const Tensor& in = role == Role::query ? x : x_key;
       const Tensor projected =
           router_->project(Variable(in.reshape({B, 1, config_.width}))).value();
-      z[r] = router_->logits(projected);
-      selected[r] = ops::topk_heads(z[r], k(), router_->theta(role),
-                                    keep_ ? keep_(role, projected, k()) : Tensor());
+      const Choice choice = choose(role, projected, time);
+      z[r] = choice.z;
+      selected[r] = choice.heads;
+      if (salience_) salience[r] = salience_of(Variable(projected), choice.nearest).value();
     }
   }
   return dispatch_decode(config_.dtype, [&](auto tag) {
-    return routed_values_step<decltype(tag)>(x, x_key, selected, z, states);
+    return routed_values_step<decltype(tag)>(x, x_key, selected, z, salience, states);
   });
 }
 
@@ -171,6 +174,7 @@ template <class A>
 Tensor AspaAttention::routed_values_step(const Tensor& x, const Tensor& x_key,
                                          const std::array<Tensor, kRoles>& selected,
                                          const std::array<Tensor, kRoles>& z,
+                                         const std::array<Tensor, kRoles>& salience,
                                          std::span<AttentionState* const> states) {
   const std::int64_t D = config_.head_width;
   const std::int64_t C = config_.width;
@@ -191,15 +195,23 @@ Tensor AspaAttention::routed_values_step(const Tensor& x, const Tensor& x_key,
     return z[static_cast<std::size_t>(role)]
         .template data<A>()[p.row * config_.routed_heads + p.head];
   };
+  const auto score = [&](Role role, const Pair& p) {
+    return salience[static_cast<std::size_t>(role)].template data<A>()[p.row];
+  };
   const auto alpha = static_cast<A>(config_.alpha);
+  const bool gated = config_.alpha > 0;
 
   const auto keys = pairs_of(selected[static_cast<std::size_t>(Role::key)]);
   const Tensor k = heads(x_key, weights_.k, keys, true);
   const Tensor v = heads(x, weights_.v, keys, false);
   for (std::size_t p = 0; p < keys.size(); ++p) {
     const std::int64_t at = static_cast<std::int64_t>(p) * D;
-    const bool biased = config_.alpha > 0 && config_.key_bias;
-    const A bias = biased ? alpha * vmath::log_sigmoid(logit(Role::key, keys[p])) : A(0);
+    A bias = 0;
+    if (gated && config_.key_bias) bias += vmath::log_sigmoid(logit(Role::key, keys[p]));
+    if (gated && salience_) {
+      bias += vmath::log_sigmoid(score(Role::key, keys[p])) + static_cast<A>(std::log(2.0));
+    }
+    bias *= alpha;
     KeyStream<A>& head = stream(keys[p]);
     head.append(k.data<A>() + at, v.data<A>() + at, bias);
     head.forget(first_seen(config_.window, head.size()));
@@ -217,9 +229,10 @@ Tensor AspaAttention::routed_values_step(const Tensor& x, const Tensor& x_key,
     head.attend(
         q.data<A>() + static_cast<std::int64_t>(p) * D, first_seen(config_.window, head.size()),
         sink ? weights_.sink.value().data<A>()[pair.head] : A(0), sink ? alpha : A(0), out.data());
-    const bool weighted = config_.alpha > 0 && config_.query_gate;
-    const A gate =
-        weighted ? (A(1) - alpha) + alpha * A(2) * vmath::sigmoid(logit(Role::query, pair)) : A(1);
+    A gate = 1;
+    if (gated && config_.query_gate) gate *= A(2) * vmath::sigmoid(logit(Role::query, pair));
+    if (gated && salience_) gate *= A(2) * vmath::sigmoid(score(Role::query, pair));
+    gate = (A(1) - alpha) + alpha * gate;
     add_product(out.data(), w_out.data<A>() + pair.head * D * C, D, C, gate,
                 y.data<A>() + pair.row * C);
   }

@@ -88,7 +88,7 @@ class Reference {
 
   ReferenceRouting routing() const {
     ReferenceRouting out{gate_logits(x_), gate_logits(x_key_), {}};
-    out.selection = {select(out.query, Role::query), select(out.key, Role::key)};
+    out.selection = {select(out.query, x_, Role::query), select(out.key, x_key_, Role::key)};
     return out;
   }
 
@@ -162,7 +162,58 @@ class Reference {
     return log(matmul(exp(scores), constant(mass, {G, config_.routed_heads}, dtype)));
   }
 
-  Tensor select(const Variable& z, Role role) const {
+  // S [B·T] = v·x̃ + κ·max_g cos(x̃, p_g).
+  Variable salience(const Variable& in) const {
+    const Router& router = layer_.router();
+    const GateState gates = router.gate_state();
+    const DType dtype = router.dtype();
+    const std::int64_t G = gates.w.size(0);
+    const std::int64_t R = gates.w.size(1);
+    const std::int64_t N = B_ * T_;
+    Variable v;
+    Variable kappa;
+    for (const Parameter& p : layer_.salience()->parameters())
+      (p.name == "v" ? v : kappa) = p.variable;
+    const Variable projected = reshape(linear(in, router.direction()), {N, R});
+    const Variable sum = reshape(matmul(projected, reshape(v, {R, 1})), {N});
+    if (!kappa.defined()) return sum;
+    const Variable norm = sqrt(matmul(mul(projected, projected), ones({R, 1}, dtype)));
+    const Variable cosine = matmul(div(projected, norm), Variable(gates.p), false, true);
+    const auto values = cosine.value().to_vector();
+    std::vector<double> nearest(values.size(), 0.0);
+    for (auto row = values.begin(); row != values.end(); row += G) {
+      nearest[static_cast<std::size_t>(std::max_element(row, row + G) - values.begin())] = 1;
+    }
+    const Variable best =
+        matmul(mul(cosine, constant(nearest, {N, G}, dtype)), ones({G, 1}, dtype));
+    return add(sum, mul(reshape(best, {N}), kappa));
+  }
+
+  // How many heads a token enters: the nucleus, and none where salience says so.
+  std::int64_t head_count(const std::vector<double>& scores, double salience, std::int64_t time,
+                          Role role) const {
+    const std::int64_t most = layer_.k();
+    if (layer_.salience() && time >= config_.salience.guard &&
+        !(salience > layer_.salience()->threshold(role, config_.alpha))) {
+      return 0;
+    }
+    if (config_.top_p >= 1) return most;
+    double total = 0;
+    for (const double s : scores) total += std::exp(s);
+    double mass = 0;
+    for (std::int64_t count = 1; count <= most; ++count) {
+      mass += std::exp(scores[static_cast<std::size_t>(count - 1)]);
+      if (mass >= config_.top_p * total) {
+        return std::max(count,
+                        slider::routed_heads(config_.alpha, config_.routed_heads, config_.k_min));
+      }
+    }
+    return most;
+  }
+
+  Tensor select(const Variable& z, const Variable& in, Role role) const {
+    const auto saliences =
+        layer_.salience() ? salience(in).value().to_vector() : std::vector<double>();
     const auto values = z.value().to_vector();
     const auto theta = layer_.router().theta(role).to_vector();
     const std::int64_t Hr = config_.routed_heads;
@@ -176,7 +227,12 @@ class Reference {
       };
       std::stable_sort(order.begin(), order.end(),
                        [&](std::int64_t a, std::int64_t b) { return value(a) > value(b); });
-      std::sort(order.begin(), order.begin() + k);
+      std::vector<double> scores;
+      for (const std::int64_t h : order) scores.push_back(value(h));
+      const std::int64_t count = head_count(
+          scores, saliences.empty() ? 0 : saliences[static_cast<std::size_t>(n)], n % T_, role);
+      std::sort(order.begin(), order.begin() + count);
+      std::fill(order.begin() + count, order.begin() + k, -1);
       heads.insert(heads.end(), order.begin(), order.begin() + k);
     }
     return Tensor::from(heads, {B_ * T_, k}, DType::i32);
@@ -231,10 +287,13 @@ class Reference {
                                                                        : D;
     const bool gated = config_.alpha > 0;
     Variable bias;
-    if (gated && config_.key_bias) {
-      bias = scale(log_sigmoid(by_head(gate_logits(x_key_))), config_.alpha);
-      bias = reshape(bias, {B_, Hr, 1, T_});
+    if (gated && config_.key_bias) bias = log_sigmoid(by_head(gate_logits(x_key_)));
+    if (gated && layer_.salience()) {
+      const Variable more =
+          shift(log_sigmoid(reshape(salience(x_key_), {B_, 1, T_})), std::log(2.0));
+      bias = bias.defined() ? add(bias, more) : add(more, zeros_by_head());
     }
+    if (bias.defined()) bias = reshape(scale(bias, config_.alpha), {B_, Hr, 1, T_});
     Variable sink;
     if (gated && weights_.sink.defined()) {
       sink = reshape(scale(exp(weights_.sink), config_.alpha), {1, Hr, 1, 1});
@@ -242,13 +301,25 @@ class Reference {
     Variable o = masked_attention(rotated(heads(x_, weights_.q), width),
                                   rotated(heads(x_key_, weights_.k), width), heads(x_, weights_.v),
                                   visible(queries, keys), bias, sink);
-    if (gated && config_.query_gate)
-      o = mul(o, reshape(blend(by_head(gate_logits(x_))), {B_, Hr, T_, 1}));
+    Variable gate;
+    if (gated && config_.query_gate) gate = scale(sigmoid(by_head(gate_logits(x_))), 2);
+    if (gated && layer_.salience()) {
+      const Variable more = scale(sigmoid(reshape(salience(x_), {B_, 1, T_})), 2);
+      gate = gate.defined() ? mul(gate, more) : add(more, zeros_by_head());
+    }
+    if (gate.defined()) {
+      gate = shift(scale(gate, config_.alpha), 1 - config_.alpha);
+      o = mul(o, reshape(gate, {B_, Hr, T_, 1}));
+    }
     o = mul(o, constant(queries, {B_, Hr, T_, 1}, x_.dtype()));
     const Variable out = matmul(o, weights_.o);  // [B, Hr, T, C]
     Variable sum = slice(out, 1, 0, 1);
     for (std::int64_t h = 1; h < Hr; ++h) sum = add(sum, slice(out, 1, h, h + 1));
     return reshape(sum, x_.shape());
+  }
+
+  Variable zeros_by_head() const {
+    return Variable(Tensor::zeros({B_, config_.routed_heads, T_}, x_.dtype()));
   }
 
   // [B·T, Hr] → [B, Hr, T].

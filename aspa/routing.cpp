@@ -107,6 +107,10 @@ Tensor Router::logits(const Tensor& projected) const {
   return ops::gate_logits(projected, table());
 }
 
+ops::NearestGates Router::logits_and_nearest(const Tensor& projected) const {
+  return ops::gate_logits_and_nearest(projected, table());
+}
+
 RowLogitsVar Router::row_logits(const Variable& projected, const PackedRows& rows) const {
   return gate_row_logits(projected, {w_, lambda_, table()}, rows);
 }

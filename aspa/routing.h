@@ -29,6 +29,8 @@ class Router : public Module {
   Variable project(const Variable& x) const;
   /// z [N, Hr] of projected tokens, without gradient.
   Tensor logits(const Tensor& projected) const;
+  /// The same, and the gate whose prototype is nearest to each token.
+  ops::NearestGates logits_and_nearest(const Tensor& projected) const;
   /// z of the selected rows, with gradients to x̃, w and λ.
   RowLogitsVar row_logits(const Variable& projected, const PackedRows& rows) const;
   /// Σω and Σω·x̃ of selected rows.

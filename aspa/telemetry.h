@@ -10,13 +10,15 @@ struct RoleTelemetry {
   std::vector<double> load;  ///< [Hr] share of the tokens that entered each head
   double max_vio = 0;        ///< max load / mean load − 1
   double entropy = 0;        ///< of the load, as a share of log Hr: 1 is even
+  double heads = 0;          ///< routed heads that a token entered, on average
+  double kept = 1;           ///< share of the tokens that entered any
 };
 
 struct AspaTelemetry {
   std::int64_t steps = 0;  ///< optimizer steps seen
   double alpha = 0;
-  std::int64_t k = 0;   ///< routed heads per token and role at this alpha
-  double density = 0;   ///< k / Hr
+  std::int64_t k = 0;  ///< most routed heads per token and role at this alpha
+  double density = 0;  ///< heads that tokens entered / Hr, mean of both roles; k / Hr before a step
   RoleTelemetry query;  ///< of the last step
   RoleTelemetry key;
   std::int64_t dead_gates = 0;  ///< starving for as long as makes a gate dead

@@ -61,6 +61,30 @@ TEST_F(AspaLayer, PackedEqualsMaskedReference) {
   }
 }
 
+// The same for token salience and nucleus head counts, alone and together.
+TEST_F(AspaLayer, DoublySparseEqualsMaskedReference) {
+  for (const double alpha : {0.25, 1.0}) {
+    for (int variant = 0; variant < 5; ++variant) {
+      AspaConfig c = testing::doubly_sparse(config());
+      c.alpha = alpha;
+      if (variant == 1) c.salience.keep = 1;
+      if (variant == 2) c.top_p = 1;
+      if (variant == 3) c.query_gate = c.key_bias = false;
+      c.prototypes.enabled = variant != 4;
+      SCOPED_TRACE(::testing::Message() << "alpha " << alpha << " variant " << variant);
+      const TestLayer layer(c);
+      testing::settle(*layer);
+      const Variable x = input(c, 2, 41);
+      const Selection selection = layer->select(x);
+      const ReferenceRouting routing = reference_routing(*layer, x);
+      EXPECT_TRUE(same_bits(selection.query, routing.selection.query));
+      EXPECT_TRUE(same_bits(selection.key, routing.selection.key));
+      expect_close(run(*layer, x), gradients(*layer, x, reference_forward(*layer, x, selection)),
+                   1e-10);
+    }
+  }
+}
+
 TEST_F(AspaLayer, OnlySharedHeads) {
   AspaConfig c = config();
   c.routed_heads = 0;
@@ -197,10 +221,13 @@ TEST_F(AspaLayer, SelectingEverythingIsDense) {
 
 // Invariant 1, bit for bit: what comes later, the other rows and the length change nothing.
 TEST_F(AspaLayer, CausalBitForBit) {
-  for (const double alpha : {0.0, 0.25, 0.5, 1.0}) {
+  for (const auto& [alpha, sparse] : std::vector<std::pair<double, bool>>{
+           {0.0, false}, {0.25, false}, {0.5, false}, {1.0, false}, {0.5, true}, {1.0, true}}) {
     AspaConfig c = config(DType::f32);
+    if (sparse) c = testing::doubly_sparse(c);
     c.alpha = alpha;
     const TestLayer layer(c);
+    testing::settle(*layer);
     layer->set_training(false);
     constexpr std::int64_t kT = 150;
     const Tensor x = input(c, 3, kT).value();
@@ -246,10 +273,13 @@ Variable as_function(AspaAttention& layer, const std::vector<Variable>& v) {
 
 // Invariant 6: every parameter (U, w, λ, μ, a, all projections and gates), selection frozen.
 TEST_F(AspaLayer, Gradcheck) {
-  for (const double alpha : {0.4, 1.0}) {
+  for (const auto& [alpha, sparse] :
+       std::vector<std::pair<double, bool>>{{0.4, false}, {1.0, false}, {1.0, true}}) {
     AspaConfig c = config();
+    if (sparse) c = testing::doubly_sparse(c);
     c.alpha = alpha;
     const TestLayer layer(c);
+    testing::settle(*layer);
     const Variable x = input(c, 2, 7);
     layer->force_selection(layer->select(x));
     std::vector<Tensor> inputs{x.value()};

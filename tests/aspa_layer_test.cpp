@@ -33,10 +33,10 @@ std::map<std::string, Tensor> buffers_of(const AspaAttention& layer) {
 
 // Invariant 8: evaluation writes nothing, with and without recording; training does.
 TEST_F(AspaLayer, EvaluationWritesNothing) {
-  const AspaConfig c = config(DType::f32);
+  const AspaConfig c = testing::doubly_sparse(config(DType::f32));
   const TestLayer layer(c);
   const auto before = buffers_of(*layer);
-  EXPECT_EQ(before.size(), 9u);
+  EXPECT_EQ(before.size(), 11u);
   layer->set_training(false);
   run(*layer, input(c, 2, 40));
   evaluate(*layer, input(c, 2, 40).value());
@@ -50,17 +50,19 @@ TEST_F(AspaLayer, EvaluationWritesNothing) {
   expect_same_bits(buffers_of(*layer), before);  // not before the step
   layer->after_step(1);
   const auto after = buffers_of(*layer);
-  for (const char* name :
-       {"router.p", "router.N", "router.P", "router.theta_q", "router.theta_k", "router.steps"}) {
+  for (const char* name : {"router.p", "router.N", "router.P", "router.theta_q", "router.theta_k",
+                           "router.steps", "salience.tau_q", "salience.tau_k"}) {
     EXPECT_FALSE(same_bits(after.at(name), before.at(name))) << name;
   }
 }
 
 // Invariant 9: recomputation reuses the selection and counts nothing twice.
 TEST_F(AspaLayer, CheckpointingReusesTheSelection) {
-  const AspaConfig c = config(DType::f32);
+  const AspaConfig c = testing::doubly_sparse(config(DType::f32));
   const TestLayer plain(c);
   const TestLayer recomputed(c);
+  testing::settle(*plain);
+  testing::settle(*recomputed);
   const auto through = [](AspaAttention& layer, const Variable& x) {
     return checkpoint([&layer](const std::vector<Variable>& v) { return layer.forward(v[0]); },
                       {x});
@@ -179,22 +181,56 @@ TEST_F(AspaLayer, EmptyHeadsAndAbsentTokens) {
   }
 }
 
-TEST_F(AspaLayer, TokensCanSkipRoutedHeads) {
-  const AspaConfig c = config();
+// The thresholds of salience find the share of tokens that is to be kept, at every alpha.
+TEST_F(AspaLayer, SalienceKeepsItsShare) {
+  AspaConfig c = config(DType::f32);
+  c.salience.keep = 0.4;
+  c.salience.guard = 5;
+  c.salience.ema = 0.8;
   const TestLayer layer(c);
-  const Variable x = input(c, 1, 9);
-  const Selection all = layer->select(x);
-  layer->set_token_keep([](Role role, const Tensor& projected, std::int64_t k) {
-    Tensor count = Tensor::full({projected.size(0)}, static_cast<double>(k), DType::i32);
-    if (role == Role::query) count.data<std::int32_t>()[4] = 0;
-    return count;
-  });
-  const Selection some = layer->select(x);
-  EXPECT_TRUE(same_bits(some.key, all.key));
-  EXPECT_EQ(some.query.select(0, 4).to_vector(), (std::vector<double>{-1, -1}));
-  EXPECT_TRUE(same_bits(some.query.slice(0, 0, 4), all.query.slice(0, 0, 4)));
-  EXPECT_TRUE(same_bits(some.query.slice(0, 5, 9), all.query.slice(0, 5, 9)));
-  expect_close(run(*layer, x), gradients(*layer, x, reference_forward(*layer, x, some)), 1e-10);
+  EXPECT_EQ(layer->salience()->threshold(Role::query, 1), -1e30);  // keeps all before a step
+  constexpr std::int64_t kT = 400;
+  for (std::uint64_t step = 0; step < 12; ++step) {
+    run(*layer, input(c, 2, kT, 50 + step));
+    layer->after_step(1);
+  }
+  EXPECT_NEAR(layer->telemetry().query.kept, 0.4, 0.06);
+  EXPECT_NEAR(layer->telemetry().key.kept, 0.4, 0.06);
+  EXPECT_NEAR(layer->telemetry().query.heads, 2 * layer->telemetry().query.kept, 1e-12);
+  layer->set_training(false);
+  for (const double alpha : {0.1, 0.25, 0.6, 1.0}) {
+    layer->set_alpha(alpha);
+    const Tensor heads = layer->select(input(c, 2, kT, 99)).query;
+    std::int64_t kept = 0;
+    for (std::int64_t n = 0; n < 2 * kT; ++n) {
+      const bool in = heads.data<std::int32_t>()[n * layer->k()] >= 0;
+      kept += in ? 1 : 0;
+      if (n % kT < c.salience.guard) {
+        EXPECT_TRUE(in) << n;
+      }
+    }
+    EXPECT_NEAR(static_cast<double>(kept) / (2 * kT), slider::keep(alpha, 0.4), 0.07) << alpha;
+  }
+}
+
+TEST_F(AspaLayer, NucleusTakesAsManyHeadsAsItNeeds) {
+  AspaConfig c = config(DType::f32);
+  c.k = 4;
+  c.k_min = 2;
+  c.top_p = 0.6;
+  const TestLayer layer(c);
+  const Tensor heads = layer->select(input(c, 2, 200)).key;
+  std::map<std::int64_t, int> sizes;
+  for (std::int64_t n = 0; n < heads.size(0); ++n) {
+    std::int64_t size = 0;
+    for (std::int64_t j = 0; j < 4; ++j) size += heads.data<std::int32_t>()[n * 4 + j] >= 0;
+    ++sizes[size];
+  }
+  EXPECT_EQ(sizes.begin()->first, 2);
+  EXPECT_GT(sizes.size(), 1u);
+  layer->set_alpha(0);
+  const Tensor all = layer->select(input(c, 1, 9)).key;
+  for (const double head : all.to_vector()) EXPECT_GE(head, 0);
 }
 
 std::string message_of(const std::function<void()>& fn) {

@@ -140,6 +140,25 @@ inline Results run(AspaAttention& layer, const Variable& x) {
   return gradients(layer, x, layer.forward(x));
 }
 
+/// The configuration with token salience and nucleus head counts.
+inline AspaConfig doubly_sparse(AspaConfig c) {
+  c.k = 4;
+  c.k_min = 1;
+  c.top_p = 0.7;
+  c.salience.keep = 0.6;
+  c.salience.guard = 3;
+  return c;
+}
+
+/// One training step's statistics, so that thresholds of salience are set.
+inline void settle(AspaAttention& layer, std::int64_t T = 64) {
+  const bool training = layer.training();
+  layer.set_training(true);
+  run(layer, input(layer.config(), 4, T, 17));
+  layer.after_step(1);
+  layer.set_training(training);
+}
+
 inline Tensor evaluate(AspaAttention& layer, const Tensor& x) {
   const NoGradGuard no_grad;
   return layer.forward(Variable(x)).value();

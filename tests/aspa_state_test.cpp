@@ -126,17 +126,17 @@ TEST(Balance, ThresholdsMoveAgainstTheLoad) {
   BalanceConfig config;
   config.u = 0.5;
   config.max_role_gap = 100;
-  const RoleLoads loads{{0.7, 0.5, 0.2}, {0.1, 0.6, 0.8}};
-  update_thresholds(config, 0.5, 1, loads, q, k);
+  const RoleLoads loads{{0.75, 0.5, 0.25}, {0.1, 0.6, 0.8}};
+  update_thresholds(config, 1, loads, q, k);
   EXPECT_EQ(q.to_vector(), (std::vector<double>{0.5, 0, -0.5}));
   EXPECT_EQ(k.to_vector(), (std::vector<double>{-0.5, 0.5, 0.5}));
-  update_thresholds(config, 0.5, 0.25, loads, q, k);
+  update_thresholds(config, 0.25, loads, q, k);
   EXPECT_EQ(q.to_vector(), (std::vector<double>{0.625, 0, -0.625}));
   config.follow_rate = false;
-  update_thresholds(config, 0.5, 0.25, loads, q, k);
+  update_thresholds(config, 0.25, loads, q, k);
   EXPECT_EQ(q.to_vector(), (std::vector<double>{1.125, 0, -1.125}));
   config.enabled = false;
-  update_thresholds(config, 0.5, 1, loads, q, k);
+  update_thresholds(config, 1, loads, q, k);
   EXPECT_EQ(q.to_vector(), (std::vector<double>{1.125, 0, -1.125}));
 }
 
@@ -146,7 +146,7 @@ TEST(Balance, ThresholdsOfTheRolesStayTogether) {
   BalanceConfig config;
   config.u = 1;
   config.max_role_gap = 0.5;
-  update_thresholds(config, 0.5, 1, {{0.9, 0.5, 0.1}, {0.1, 0.9, 0.1}}, q, k);
+  update_thresholds(config, 1, {{0.9, 0.5, 0.1}, {0.1, 0.9, 0.1}}, q, k);
   EXPECT_EQ(q.to_vector(), (std::vector<double>{0.25, 0.25, -1}));
   EXPECT_EQ(k.to_vector(), (std::vector<double>{-0.25, 0.75, -1}));
 }
@@ -157,8 +157,8 @@ TEST(Balance, OneThresholdForBothRoles) {
   BalanceConfig config;
   config.u = 1;
   config.max_role_gap = 0;
-  update_thresholds(config, 0.5, 1, {{0.9, 0.1, 0.7}, {0.8, 0.7, 0.5}}, q, k);
-  EXPECT_EQ(q.to_vector(), (std::vector<double>{1, 0, 0.5}));
+  update_thresholds(config, 1, {{0.9, 0.1, 0.8}, {0.8, 0.7, 0}}, q, k);
+  EXPECT_EQ(q.to_vector(), (std::vector<double>{1, 0, 0}));
   EXPECT_EQ(k.to_vector(), q.to_vector());
 }
 

@@ -48,6 +48,7 @@ std::unique_ptr<Attention> make_attention(const Case& c, DType dtype, std::uint6
   if (c.aspa) {
     auto layer = std::make_unique<AspaAttention>(aspa_config(c, dtype), 0.3, init, generator);
     testing::randomize(*layer, seed);
+    if (layer->salience()) testing::settle(*layer);
     return layer;
   }
   DenseAttentionConfig d = c.dense;
@@ -142,6 +143,9 @@ INSTANTIATE_TEST_SUITE_P(
                                  c.routed_rope = RopeSpan::none;
                                  c.anchors = 0;
                                }},
+                      Case{.name = "AspaDoublySparse",
+                           .aspa = true,
+                           .change = [](AspaConfig& c) { c = testing::doubly_sparse(c); }},
                       Case{.name = "AspaSharedOnly",
                            .aspa = true,
                            .change = [](AspaConfig& c) { c.routed_heads = 0; }},

@@ -32,6 +32,10 @@ AspaConfig aspa_config(const Options& options, const Arm& arm, std::uint64_t see
   c.anchors = o.anchors;
   c.routed_heads = o.routed_heads;
   c.k = o.k;
+  c.top_p = o.head_top_p;
+  c.k_min = o.min_heads;
+  c.salience.keep = o.token_keep;
+  c.salience.guard = std::max(o.token_guard, o.token_keep_min);
   c.window = o.window;
   c.gates_per_head = o.gates_per_head;
   c.routing_width = o.routing_width;

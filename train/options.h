@@ -45,6 +45,11 @@ struct AspaOptions {
   std::int64_t shared_window = 8;
   std::int64_t routed_heads = 16;
   std::int64_t k = 4;
+  double head_top_p = 1;  ///< 1 = always k
+  std::int64_t min_heads = 1;
+  double token_keep = 1;  ///< 1 = all tokens
+  std::int64_t token_guard = 8;
+  std::int64_t token_keep_min = 0;
   std::int64_t window = 32;
   std::int64_t anchors = 4;
   std::int64_t gates_per_head = 4;

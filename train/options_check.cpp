@@ -36,6 +36,11 @@ void check_below_one(std::string_view name, double value) {
   throw ConfigError(fmt::format("--{}: expected a number in [0, 1), got {}", name, value));
 }
 
+void check_share(const char* name, double value) {
+  if (value > 0 && value <= 1) return;
+  throw ConfigError(fmt::format("--{}: expected a number in (0, 1], got {}", name, value));
+}
+
 void check_not_negative(std::string_view name, double value) {
   if (value >= 0 && std::isfinite(value)) return;
   throw ConfigError(fmt::format("--{}: expected a number of at least 0, got {}", name, value));
@@ -81,6 +86,15 @@ void check_routed_heads(const AspaOptions& o, std::int64_t head_width) {
     throw ConfigError(
         fmt::format("--k: expected at most {} (= --routed-heads), got {}", o.routed_heads, o.k));
   }
+  check_share("head-top-p", o.head_top_p);
+  check_range("min-heads", o.min_heads, 1, kMostSize);
+  if (o.head_top_p < 1 && o.min_heads > o.k) {
+    throw ConfigError(
+        fmt::format("--min-heads: expected at most {} (= --k), got {}", o.k, o.min_heads));
+  }
+  check_share("token-keep", o.token_keep);
+  check_range("token-guard", o.token_guard, 0, std::int64_t{1} << 30);
+  check_range("token-keep-min", o.token_keep_min, 0, std::int64_t{1} << 30);
   check_range("window", o.window, 1, std::int64_t{1} << 30);
   check_range("gates-per-head", o.gates_per_head, 1, 4096);
   check_range("routing-width", o.routing_width, 1, kMostSize);
@@ -109,6 +123,7 @@ void check_aspa(const AspaOptions& o, std::int64_t head_width) {
     throw ConfigError(fmt::format("--lambda: expected a finite number, got {}", o.lambda));
   }
   check_not_negative("balance-rate", o.balance_rate);
+  check_not_negative("role-gap", o.role_gap);
   check_unit("prototype-ema", o.prototype_ema);
   check_unit("dead-share", o.dead_share);
   check_range("dead-steps", o.dead_steps, 1, kMostCount);

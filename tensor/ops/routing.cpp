@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "tensor/parallel.h"
@@ -46,6 +47,8 @@ struct LogitTile {
   static constexpr int kTokens = kWidth * kVectors;
   static constexpr int kGates = 4;
   typedef T Vector __attribute__((vector_size(64), aligned(64)));
+  using Integer = std::conditional_t<sizeof(T) == 4, std::int32_t, std::int64_t>;
+  typedef Integer Integers __attribute__((vector_size(64), aligned(64)));
   union Lanes {
     Vector v[kVectors];
     T t[kTokens];
@@ -55,6 +58,8 @@ struct LogitTile {
   std::vector<Lanes> xt;      // [R]
   std::vector<Lanes> scores;  // [G]
   Lanes inverse;
+  Vector best[kVectors];       // largest p·x so far,
+  Integers nearest[kVectors];  // and the gate it belongs to
   std::vector<T> log_mass;
 
   explicit LogitTile(const GateTable& g)
@@ -69,6 +74,10 @@ struct LogitTile {
 
   void load(const T* x, std::int64_t count) {
     const std::int64_t R = gates.R;
+    for (int v = 0; v < kVectors; ++v) {
+      best[v] = Vector{} - std::numeric_limits<T>::infinity();
+      nearest[v] = Integers{};
+    }
     for (int lane = 0; lane < kTokens; ++lane) {
       const bool real = lane < count;
       inverse.t[lane] = real ? inverse_norm(x + lane * R, R) : T(0);
@@ -78,7 +87,24 @@ struct LogitTile {
     }
   }
 
-  void score(std::int64_t first) {
+  // Gates come in the order of their heads: of equally near ones the lower index wins explicitly.
+  void keep_nearest(std::int32_t gate, const Vector* cosine) {
+    const Integers index = Integers{} + gate;
+    for (int v = 0; v < kVectors; ++v) {
+      const Integers nearer =
+          (cosine[v] > best[v]) | ((cosine[v] == best[v]) & (index < nearest[v]));
+      best[v] = nearer ? cosine[v] : best[v];
+      nearest[v] = nearer ? index : nearest[v];
+    }
+  }
+
+  void write_nearest(std::int64_t count, std::int32_t* to) const {
+    for (std::int64_t i = 0; i < count; ++i) {
+      to[i] = static_cast<std::int32_t>(nearest[i / kWidth][i % kWidth]);
+    }
+  }
+
+  void score(std::int64_t first, bool want_nearest) {
     const auto G = static_cast<std::int64_t>(scores.size());
     const std::int64_t R = gates.R;
     const T* w[kGates];
@@ -105,6 +131,7 @@ struct LogitTile {
       for (int v = 0; v < kVectors; ++v) {
         scores[g].v[v] = sum[i][v] + lambda * inverse.v[v] * cosine[i][v] + log_mass[g];
       }
+      if (want_nearest) keep_nearest(gates.order[g], cosine[i]);
     }
   }
 
@@ -139,7 +166,8 @@ void gate_logits_typed(const GateLogitsFwd& a) {
     for (std::int64_t n = begin; n < end; n += Tile::kTokens) {
       const std::int64_t count = std::min<std::int64_t>(Tile::kTokens, end - n);
       tile.load(static_cast<const T*>(a.x) + n * a.gates.R, count);
-      for (std::int64_t g = 0; g < G; g += Tile::kGates) tile.score(g);
+      for (std::int64_t g = 0; g < G; g += Tile::kGates) tile.score(g, a.nearest != nullptr);
+      if (a.nearest) tile.write_nearest(count, a.nearest + n);
       T* z = static_cast<T*>(a.z) + n * a.gates.Hr;
       for (std::int64_t h = 0; h < a.gates.Hr; ++h) {
         typename Tile::Lanes lanes;

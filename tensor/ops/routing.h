@@ -27,11 +27,13 @@ struct GateTable {
   std::int64_t R = 0;
 };
 
-/// z [N, Hr] of every token and head; x [N, R].
+/// z [N, Hr] of every token and head; x [N, R]. nearest [N], where it is not null and there are
+/// prototypes: the gate with the largest cos(x̃, p_g), the lower index where two are equal.
 struct GateLogitsFwd {
   const void* x = nullptr;
   GateTable gates;
   void* z = nullptr;
+  std::int32_t* nearest = nullptr;
   std::int64_t N = 0;
   DType dtype = DType::f32;
 };
@@ -118,6 +120,13 @@ struct GateTensors {
 
 /// z [N, Hr] of x [N, R], without gradient: for the selection. Throws ShapeError, DTypeError.
 Tensor gate_logits(const Tensor& x, const GateTensors& gates);
+
+struct NearestGates {
+  Tensor z;        ///< [N, Hr]
+  Tensor nearest;  ///< i32 [N]; undefined without prototypes
+};
+/// The same, and the gate whose prototype is nearest to each token.
+NearestGates gate_logits_and_nearest(const Tensor& x, const GateTensors& gates);
 
 struct RowLogits {
   Tensor z;      ///< [M]

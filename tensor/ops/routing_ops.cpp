@@ -98,16 +98,36 @@ struct HeldGates {
 
 }  // namespace
 
-Tensor gate_logits(const Tensor& x_any, const GateTensors& gates) {
-  check_tokens("gate_logits(x, gates)", x_any, gates);
+namespace {
+
+NearestGates run_gate_logits(const std::string& call, const Tensor& x_any, const GateTensors& gates,
+                             bool nearest) {
+  check_tokens(call, x_any, gates);
   const Tensor x = x_any.contiguous();
   const HeldGates held(gates);
-  Tensor z = Tensor::empty({x.size(0), gates.heads()}, x.dtype(), x.device());
-  if (z.numel() == 0) return z;
-  gate_logits_fwd(
-      x.device(),
-      {.x = x.raw(), .gates = held.table(), .z = z.raw(), .N = x.size(0), .dtype = x.dtype()});
-  return z;
+  NearestGates out{Tensor::empty({x.size(0), gates.heads()}, x.dtype(), x.device()), {}};
+  if (nearest && gates.p.defined()) {
+    out.nearest = Tensor::empty({x.size(0)}, DType::i32, x.device());
+  }
+  if (out.z.numel() == 0) return out;
+  gate_logits_fwd(x.device(),
+                  {.x = x.raw(),
+                   .gates = held.table(),
+                   .z = out.z.raw(),
+                   .nearest = out.nearest.defined() ? out.nearest.data<std::int32_t>() : nullptr,
+                   .N = x.size(0),
+                   .dtype = x.dtype()});
+  return out;
+}
+
+}  // namespace
+
+Tensor gate_logits(const Tensor& x, const GateTensors& gates) {
+  return run_gate_logits("gate_logits(x, gates)", x, gates, false).z;
+}
+
+NearestGates gate_logits_and_nearest(const Tensor& x, const GateTensors& gates) {
+  return run_gate_logits("gate_logits_and_nearest(x, gates)", x, gates, true);
 }
 
 RowLogits gate_row_logits(const Tensor& x_any, const GateTensors& gates, const PackedRows& rows) {

@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <array>
+#include <functional>
 #include <numeric>
 #include <vector>
 
 #include "tensor/ops/check.h"
 #include "tensor/parallel.h"
+#include "tensor/vmath.h"
 
 namespace proteus {
 namespace {
@@ -138,8 +140,62 @@ void topk_cpu(const TopkFwd& a) {
   }
 }
 
+// How many of the values, largest first, reach the share p of the sum of their exponentials.
+template <class T>
+std::int64_t nucleus_size(std::vector<T>& values, const NucleusFwd& a) {
+  T top = values[0];
+  for (const T v : values) top = std::max(top, v);
+  T sum = 0;
+  for (T& v : values) {
+    v = vmath::exp(v - top);
+    sum += v;
+  }
+  std::partial_sort(values.begin(), values.begin() + a.k_max, values.end(), std::greater<T>());
+  const T wanted = static_cast<T>(a.p) * sum;
+  T mass = 0;
+  for (std::int64_t k = 0; k < a.k_max; ++k) {
+    mass += values[static_cast<std::size_t>(k)];
+    if (mass >= wanted) return std::max(a.k_min, k + 1);
+  }
+  return a.k_max;
+}
+
+template <class T>
+void nucleus_typed(const NucleusFwd& a) {
+  parallel_for(a.N, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
+    std::vector<T> values(static_cast<std::size_t>(a.H));
+    for (std::int64_t n = begin; n < end; ++n) {
+      const bool numbers = adjust(static_cast<const T*>(a.scores) + n * a.H,
+                                  static_cast<const T*>(a.theta), a.H, values.data());
+      a.count[n] = static_cast<std::int32_t>(numbers ? nucleus_size(values, a) : a.k_max);
+    }
+  });
+}
+
+void nucleus_cpu(const NucleusFwd& a) {
+  if (a.dtype == DType::f64) {
+    nucleus_typed<double>(a);
+  } else {
+    nucleus_typed<float>(a);
+  }
+}
+
+// What both selections ask of scores and theta.
+void check_scores(const std::string& call, const Tensor& scores, const Tensor& theta) {
+  if (scores.dtype() != DType::f32 && scores.dtype() != DType::f64) {
+    throw_dtype(call + ": scores", scores.dtype(), "f32 or f64");
+  }
+  if (scores.rank() != 2) {
+    throw ShapeError(call + ": scores: expected [N, H], got " + to_string(scores.shape()));
+  }
+  if (!theta.defined()) return;
+  ops::check_like(call, "theta", theta, scores);
+  ops::check_shape(call, "theta", theta, {scores.size(1)}, "(= scores.shape[1])");
+}
+
 }  // namespace
 
+Slot<NucleusFwd> nucleus_fwd{"nucleus_fwd", nucleus_cpu};
 Slot<TopkFwd> topk_fwd{"topk_fwd", topk_cpu};
 
 namespace ops {
@@ -147,21 +203,12 @@ namespace ops {
 Tensor topk_heads(const Tensor& scores_any, std::int64_t k, const Tensor& theta_any,
                   const Tensor& count_any) {
   const std::string call = "topk_heads(scores, k, theta, count)";
-  if (scores_any.dtype() != DType::f32 && scores_any.dtype() != DType::f64) {
-    throw_dtype(call + ": scores", scores_any.dtype(), "f32 or f64");
-  }
-  if (scores_any.rank() != 2) {
-    throw ShapeError(call + ": scores: expected [N, H], got " + to_string(scores_any.shape()));
-  }
+  check_scores(call, scores_any, theta_any);
   const std::int64_t N = scores_any.size(0);
   const std::int64_t H = scores_any.size(1);
   if (k < 1 || k > H) {
     throw ConfigError(call + ": k: expected 1 to " + std::to_string(H) +
                       " (= scores.shape[1]), got " + std::to_string(k));
-  }
-  if (theta_any.defined()) {
-    check_like(call, "theta", theta_any, scores_any);
-    check_shape(call, "theta", theta_any, {H}, "(= scores.shape[1])");
   }
   if (count_any.defined()) {
     if (count_any.dtype() != DType::i32) throw_dtype(call + ": count", count_any.dtype(), "i32");
@@ -191,6 +238,36 @@ Tensor topk_heads(const Tensor& scores_any, std::int64_t k, const Tensor& theta_
                        to_string(scores.shape()));
   }
   return heads;
+}
+
+Tensor nucleus_counts(const Tensor& scores_any, double p, std::int64_t k_min, std::int64_t k_max,
+                      const Tensor& theta_any) {
+  const std::string call = "nucleus_counts(scores, p, k_min, k_max, theta)";
+  check_scores(call, scores_any, theta_any);
+  const std::int64_t N = scores_any.size(0);
+  const std::int64_t H = scores_any.size(1);
+  if (!(p > 0 && p <= 1)) {
+    throw ConfigError(call + ": p: expected a number in (0, 1], got " + std::to_string(p));
+  }
+  if (k_min < 0 || k_max < k_min || k_max < 1 || k_max > H) {
+    throw ConfigError(call + ": k_min, k_max: expected 0 <= k_min <= k_max and 1 <= k_max <= " +
+                      std::to_string(H) + " (= scores.shape[1]), got " + std::to_string(k_min) +
+                      " and " + std::to_string(k_max));
+  }
+  Tensor count = Tensor::empty({N}, DType::i32, scores_any.device());
+  if (N == 0) return count;
+  const Tensor scores = scores_any.contiguous();
+  const Tensor theta = theta_any.defined() ? theta_any.contiguous() : theta_any;
+  nucleus_fwd(scores.device(), {.scores = scores.raw(),
+                                .theta = theta.defined() ? theta.raw() : nullptr,
+                                .count = count.data<std::int32_t>(),
+                                .N = N,
+                                .H = H,
+                                .k_min = k_min,
+                                .k_max = k_max,
+                                .p = p,
+                                .dtype = scores.dtype()});
+  return count;
 }
 
 }  // namespace ops

@@ -23,6 +23,21 @@ struct TopkFwd {
 };
 extern Slot<TopkFwd> topk_fwd;
 
+/// count [N]: of every row of scores − theta [N, H], the fewest of its largest values whose softmax
+/// mass reaches p, clamped to [k_min, k_max]. theta [H] may be null. A row with a NaN gets k_max.
+struct NucleusFwd {
+  const void* scores = nullptr;
+  const void* theta = nullptr;
+  std::int32_t* count = nullptr;
+  std::int64_t N = 0;
+  std::int64_t H = 0;
+  std::int64_t k_min = 0;
+  std::int64_t k_max = 0;
+  double p = 1;
+  DType dtype = DType::f32;
+};
+extern Slot<NucleusFwd> nucleus_fwd;
+
 namespace ops {
 
 /// scores [N, H] f32 or f64, any strides; theta [H] of the same dtype, or undefined; 1 ≤ k ≤ H.
@@ -31,6 +46,12 @@ namespace ops {
 /// DTypeError, ConfigError for k, and NumericError naming the first row that has a NaN.
 Tensor topk_heads(const Tensor& scores, std::int64_t k, const Tensor& theta = {},
                   const Tensor& count = {});
+
+/// i32 [N]: how many heads each row of scores [N, H] needs for a softmax(scores − theta) mass of p
+/// (Holtzman et al., arXiv:1904.09751, for heads), within [k_min, k_max]: for topk_heads(). f32 or
+/// f64; 0 < p ≤ 1, 0 ≤ k_min ≤ k_max ≤ H. Throws ShapeError, DTypeError, ConfigError.
+Tensor nucleus_counts(const Tensor& scores, double p, std::int64_t k_min, std::int64_t k_max,
+                      const Tensor& theta = {});
 
 }  // namespace ops
 }  // namespace proteus

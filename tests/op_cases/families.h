@@ -18,6 +18,7 @@
   X(gemm)                      \
   X(grouped_gemm)              \
   X(routing)                   \
+  X(salience)                  \
   X(attention)                 \
   X(loss)                      \
   X(optim)

@@ -101,6 +101,17 @@ OpCase logits_case(const Sizes& s, bool prototypes) {
           .bytes = 4.0 * static_cast<double>(s.tokens * (s.R + s.heads))};
 }
 
+OpCase nearest_case(const Sizes& s) {
+  return {.op = "gate_logits_and_nearest",
+          .variant = s.name,
+          .slots = {"gate_logits_fwd"},
+          .inputs = router_inputs(s, true, false),
+          .run = [s](const std::vector<Variable>& v) {
+            const auto out = ops::gate_logits_and_nearest(v[0].value(), table_of(s, v));
+            return Variable(out.nearest.to(v[0].dtype()));
+          }};
+}
+
 // Σω beside Σω·x̃: [G, R + 1].
 OpCase statistics_case(const Sizes& s) {
   return {.op = "gate_statistics",
@@ -209,6 +220,7 @@ OpFamily routing_family() {
     family.cases.push_back(rows_case(s, false));
     family.cases.push_back(logits_case(s, true));
     family.cases.push_back(logits_case(s, false));
+    family.cases.push_back(nearest_case(s));
     family.cases.push_back(statistics_case(s));
     family.cases.push_back(ranges_case(s));
   }

@@ -31,6 +31,23 @@ OpCase topk_case(std::int64_t N, std::int64_t H, std::int64_t k, bool with_theta
   return out;
 }
 
+OpCase nucleus_case(std::int64_t N, std::int64_t H, std::int64_t k_min, std::int64_t k_max,
+                    double p) {
+  return {.op = "nucleus_counts",
+          .variant = std::to_string(N) + "x" + std::to_string(H) + " of " + std::to_string(k_min) +
+                     " to " + std::to_string(k_max) + " p " + std::to_string(p),
+          .slots = {"nucleus_fwd"},
+          .inputs = {{.shape = {N, H}, .differentiable = false, .accumulation = true},
+                     {.shape = {H}, .differentiable = false, .accumulation = true}},
+          .run =
+              [=](const auto& v) {
+                const Tensor count =
+                    ops::nucleus_counts(v[0].value(), p, k_min, k_max, v[1].value());
+                return Variable(count.to(v[0].dtype()));
+              },
+          .bytes = 4.0 * static_cast<double>(N * H)};
+}
+
 }  // namespace
 
 OpFamily select_family() {
@@ -46,6 +63,16 @@ OpFamily select_family() {
     family.cases.push_back(topk_case(N, H, k, false, false));
     family.cases.push_back(topk_case(N, H, k, true, true));
   }
+  for (const double p : {0.3, 0.9}) {
+    family.cases.push_back(nucleus_case(1, 1, 0, 1, p));
+    family.cases.push_back(nucleus_case(5, 4, 1, 4, p));
+    family.cases.push_back(nucleus_case(130, 9, 2, 7, p));
+    family.cases.push_back(nucleus_case(0, 3, 1, 2, p));
+    family.cases.push_back(nucleus_case(3, 2000, 1, 64, p));
+  }
+  OpCase large_nucleus = nucleus_case(16384, 16, 1, 4, 0.9);
+  large_nucleus.bench_only = true;
+  family.cases.push_back(large_nucleus);
   for (const auto& [H, k] : std::vector<std::array<std::int64_t, 2>>{{16, 2}, {2000, 4}}) {
     OpCase large = topk_case(16384, H, k, true, false);
     large.bench_only = true;
@@ -57,6 +84,17 @@ OpFamily select_family() {
     return scores;
   };
   family.errors = {
+      {"nucleus of no mass",
+       [] {
+         ops::nucleus_counts(Tensor::zeros({2, 3}), 0, 1, 2);
+       },
+       "ConfigError",
+       "nucleus_counts(scores, p, k_min, k_max, theta): p: expected a number in (0, 1], got 0"},
+      {"nucleus of more than all",
+       [] {
+         ops::nucleus_counts(Tensor::zeros({2, 3}), 0.5, 1, 4);
+       },
+       "ConfigError", "1 <= k_max <= 3 (= scores.shape[1]), got 1 and 4"},
       {"k above H",
        [] {
          ops::topk_heads(Tensor::zeros({2, 3}), 4);
