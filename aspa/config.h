@@ -23,7 +23,7 @@ struct BalanceConfig {
   /// Largest difference between a head's two thresholds; 0 is one θ for both roles. Without a limit
   /// they drift apart, and a query and the key it needs stop sharing a head: a gap of 0.3 cost one
   /// seed of three a hundredth of recall's accuracy, at the price of a less even load per role.
-  double max_role_gap = 0.3;
+  double max_role_gap = 0;
 };
 
 /// How prototypes follow the tokens (aspa/prototypes.h).
@@ -77,6 +77,7 @@ struct AspaConfig {
   std::uint64_t seed = 1;    ///< of the router's initial draw and of revived gates
 
   std::int64_t heads() const { return shared_heads + routed_heads; }
+  /// At the start; surgery may change it.
   std::int64_t gates() const { return routed_heads * gates_per_head; }
   /// Throws ConfigError naming the option, the value and what is allowed.
   void validate() const;

@@ -66,7 +66,7 @@ struct AspaOptions {
   bool no_balance = false;
   double balance_rate = 0.01;
   bool balance_constant = false;
-  double role_gap = 0.3;
+  double role_gap = 0;
   double prototype_ema = 0.99;
   double dead_share = 0.1;
   std::int64_t dead_steps = 200;
