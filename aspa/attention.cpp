@@ -110,7 +110,29 @@ void AspaAttention::set_alpha(double alpha) {
 }
 
 std::int64_t AspaAttention::k() const {
-  return slider::routed_heads(config_.alpha, config_.routed_heads, config_.k);
+  return slider::routed_heads(config_.alpha, router_->established(), config_.k);
+}
+
+HeadTables AspaAttention::head_tables() const {
+  return {weights_.q.value(), weights_.k.value(), weights_.v.value(), weights_.o.value(),
+          weights_.sink.defined() ? weights_.sink.value() : Tensor()};
+}
+
+void AspaAttention::replace(const RouterTables& tables, const HeadTables& heads) {
+  router().replace(tables);
+  weights_.q.resize(heads.q);
+  weights_.k.resize(heads.k);
+  weights_.v.resize(heads.v);
+  weights_.o.resize(heads.o);
+  if (weights_.sink.defined()) weights_.sink.resize(heads.sink);
+  config_.routed_heads = tables.theta_q.numel();
+  for (auto& counts : counts_) counts.clear();
+  kept_ = {};
+  tokens_ = 0;
+  update_ = {};
+  probe_.reset();
+  last_probe_.reset();
+  set_alpha(config_.alpha);
 }
 
 Router& AspaAttention::router() {
@@ -237,7 +259,7 @@ AspaAttention::Choice AspaAttention::choose(Role role, const Tensor& projected,
   Tensor count;
   if (config_.top_p < 1) {
     const std::int64_t least =
-        slider::routed_heads(config_.alpha, config_.routed_heads, config_.k_min);
+        slider::routed_heads(config_.alpha, router_->established(), config_.k_min);
     count = ops::nucleus_counts(out.z, config_.top_p, least, k(), theta);
   }
   if (salience_) {
@@ -245,7 +267,7 @@ AspaAttention::Choice AspaAttention::choose(Role role, const Tensor& projected,
     const Tensor scores = salience_of(Variable(projected), out.nearest).value();
     count = salience_->keep_counts(role, scores, time, config_.alpha, k(), count);
   }
-  out.heads = ops::topk_heads(out.z, k(), theta, count);
+  out.heads = ops::topk_heads(out.z, k(), theta, count, router_->extra_heads());
   return out;
 }
 
@@ -449,8 +471,9 @@ double AspaAttention::total_flops_per_token(std::int64_t T) const {
     // Per role: U, and a direction and a prototype per gate.
     const double roles = c.key_shift ? 2 : 1;
     const std::int64_t per_gate = c.prototypes.enabled ? 2 : 1;
+    const std::int64_t gates = router_->gate_state().w.size(0);
     if (gated) {
-      weights += roles * static_cast<double>(c.routing_width * (c.width + per_gate * c.gates()));
+      weights += roles * static_cast<double>(c.routing_width * (c.width + per_gate * gates));
     }
   }
   return 2 * weights + attention_flops_per_token(T);

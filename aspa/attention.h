@@ -30,6 +30,11 @@ struct AspaWeights {
   Variable mu;
 };
 
+/// The parameters that have a row per routed head; sink may be undefined.
+struct HeadTables {
+  Tensor q, k, v, o, sink;
+};
+
 class AspaAttention : public Attention {
  public:
   /// `generator` draws dropout masks and must outlive the layer; `init` draws the weights. Throws
@@ -61,6 +66,10 @@ class AspaAttention : public Attention {
   /// Throws ConfigError if the layer has no routed heads.
   Router& router();
   const Router& router() const;
+  HeadTables head_tables() const;
+  /// For surgery and for loading: tables of any number of gates and heads, by consistent shapes.
+  /// What was collected since the last step is dropped.
+  void replace(const RouterTables& router, const HeadTables& heads);
   /// nullptr where all tokens enter routed heads (config().salience).
   const Salience* salience() const { return salience_; }
   const AspaWeights& weights() const { return weights_; }

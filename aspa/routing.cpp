@@ -52,6 +52,7 @@ Router::Router(const AspaConfig& c, Generator& init)
   for (std::int64_t g = 0; g < G; ++g) head[g] = static_cast<std::int32_t>(g / c.gates_per_head);
   theta_q_ = add_buffer("theta_q", Tensor::zeros({heads_}, dtype_));
   theta_k_ = add_buffer("theta_k", Tensor::zeros({heads_}, dtype_));
+  ramp_ = add_buffer("ramp", Tensor::zeros({heads_}, DType::i32));
   steps_ = add_buffer("steps", Tensor::zeros({1}, DType::i64));
   if (c.frozen_router) {
     for (const Variable& v : {U_, w_, lambda_}) {
@@ -124,9 +125,62 @@ GateState Router::gate_state() const {
   return {w_.value(), p_, N_, P_, mass_, head_of_gate_, starving_};
 }
 
+void Router::replace(const RouterTables& t) {
+  w_.resize(t.gates.w);
+  p_ = t.gates.p;
+  N_ = t.gates.N;
+  P_ = t.gates.P;
+  mass_ = t.gates.mass;
+  head_of_gate_ = t.gates.head_of_gate;
+  starving_ = t.gates.starving;
+  theta_q_ = t.theta_q;
+  theta_k_ = t.theta_k;
+  ramp_ = t.ramp;
+  heads_ = theta_q_.numel();
+  replace_buffer("p", p_);
+  replace_buffer("N", N_);
+  replace_buffer("P", P_);
+  replace_buffer("mass", mass_);
+  replace_buffer("head_of_gate", head_of_gate_);
+  replace_buffer("starving", starving_);
+  replace_buffer("theta_q", theta_q_);
+  replace_buffer("theta_k", theta_k_);
+  replace_buffer("ramp", ramp_);
+  index_gates();
+  index_ramp();
+}
+
+std::int64_t Router::established() const {
+  if (ramp_.version() != ramp_version_) index_ramp();
+  return heads_ - ramping_;
+}
+
+const Tensor& Router::extra_heads() const {
+  if (ramp_.version() != ramp_version_) index_ramp();
+  return extra_;
+}
+
+void Router::index_ramp() const {
+  ramp_version_ = ramp_.version();
+  extra_ = Tensor();
+  ramping_ = 0;
+  for (std::int64_t h = 0; h < heads_; ++h) ramping_ += ramp_.data<std::int32_t>()[h] > 0 ? 1 : 0;
+  if (ramping_ == 0) return;
+  extra_ = Tensor::zeros({heads_}, DType::i32);
+  for (std::int64_t h = 0; h < heads_; ++h) {
+    extra_.data<std::int32_t>()[h] = ramp_.data<std::int32_t>()[h] > 0 ? 1 : 0;
+  }
+}
+
 void Router::count_step() const {
   ++steps_.data<std::int64_t>()[0];
   steps_.bump_version();
+  if (established() == heads_) return;
+  for (std::int64_t h = 0; h < heads_; ++h) {
+    auto& left = ramp_.data<std::int32_t>()[h];
+    if (left > 0) --left;
+  }
+  ramp_.bump_version();
 }
 
 }  // namespace proteus

@@ -15,8 +15,16 @@ namespace proteus {
 enum class Role : std::uint8_t { query, key };
 constexpr int kRoles = 2;
 
+/// What surgery edits of a router.
+struct RouterTables {
+  GateState gates;
+  Tensor theta_q, theta_k;  ///< [Hr]
+  Tensor ramp;              ///< [Hr] i32
+};
+
 /// Parameters "U" [R, C], "w" [G, R], "lambda" []; buffers "p" [G, R], "N" [G], "P" [G, R],
-/// "mass" [G], "head_of_gate" [G], "starving" [G], "theta_q" and "theta_k" [Hr], "steps" [].
+/// "mass" [G], "head_of_gate" [G], "starving" [G], "theta_q" and "theta_k" [Hr], "ramp" [Hr] (steps
+/// for which a new head still comes beside the k), "steps" [].
 class Router : public Module {
  public:
   /// `init` draws U (std 1/√(3C), that of a plain linear layer), w (std 1/√R) and the first
@@ -41,8 +49,16 @@ class Router : public Module {
   const Tensor& theta(Role role) const { return role == Role::query ? theta_q_ : theta_k_; }
   /// Handles to the gate table, for prototypes and surgery.
   GateState gate_state() const;
+  RouterTables tables() const { return {gate_state(), theta_q_, theta_k_, ramp_}; }
+  /// Puts edited tables in place of all of these; the number of gates and heads may differ.
+  void replace(const RouterTables& tables);
+  /// Heads that compete for a token's k places, and the marks of those that do not (undefined when
+  /// all do): for ops::topk_heads.
+  std::int64_t established() const;
+  const Tensor& extra_heads() const;
   /// Optimizer steps taken so far.
   std::int64_t steps() const { return steps_.data<std::int64_t>()[0]; }
+  /// One more; new heads come one step nearer to competing.
   void count_step() const;
   /// U [R, C], w [G, R] and λ [] (undefined without prototypes).
   const Variable& direction() const { return U_; }
@@ -53,17 +69,22 @@ class Router : public Module {
   /// The table as kernels read it. Throws ConfigError when a head has lost its last gate.
   ops::GateTensors table() const;
   void index_gates() const;
+  void index_ramp() const;
 
   std::int64_t heads_;
   DType dtype_;
   Variable U_;
   Variable w_;
   Variable lambda_;  // undefined without prototypes
-  Tensor p_, N_, P_, mass_, head_of_gate_, starving_, theta_q_, theta_k_, steps_;
+  Tensor p_, N_, P_, mass_, head_of_gate_, starving_, theta_q_, theta_k_, ramp_, steps_;
   // Gates by head, derived from head_of_gate_ whenever that has changed (by surgery, by loading).
   mutable Tensor order_, head_begin_;
   mutable std::int64_t most_gates_ = 1;
   mutable std::uint64_t indexed_version_ = 0;
+  // The marks of new heads, derived from ramp_ in the same way.
+  mutable Tensor extra_;  // i32 [Hr] of 0 and 1, undefined when all are 0
+  mutable std::int64_t ramping_ = 0;
+  mutable std::uint64_t ramp_version_ = 0;
 };
 
 }  // namespace proteus

@@ -63,6 +63,16 @@ void Variable::set_value(Tensor value) const {
   state_->value = std::move(value);
 }
 
+void Variable::resize(Tensor value) const {
+  if (!state_ || state_->producer) throw AutogradError("resize: only for leaves");
+  if (value.dtype() != state_->value.dtype() || value.device() != state_->value.device()) {
+    throw DTypeError("resize(value): value: expected " + describe(state_->value) +
+                     " with another shape, got " + describe(value));
+  }
+  if (state_->leaf) state_->leaf->grad = {};
+  state_->value = std::move(value);
+}
+
 Variable Variable::detach() const { return Variable(value()); }
 
 void Variable::backward() const {

@@ -41,6 +41,9 @@ class Variable {
 
   /// Puts another tensor of the same shape and dtype in place of a leaf's value.
   void set_value(Tensor value) const;
+  /// The same for a tensor of another shape, where a parameter grows or shrinks; its gradient is
+  /// dropped.
+  void resize(Tensor value) const;
   /// The same value without history.
   Variable detach() const;
 

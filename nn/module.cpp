@@ -50,6 +50,12 @@ Variable Module::add_parameter(const std::string& name, Tensor value, Decay deca
   return v;
 }
 
+void Module::replace_buffer(const std::string& name, Tensor value) {
+  for (Buffer& b : own_buffers_) {
+    if (b.name == name) b.tensor = std::move(value);
+  }
+}
+
 Tensor Module::add_buffer(const std::string& name, Tensor value) {
   own_buffers_.push_back({name, value});
   return value;

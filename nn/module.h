@@ -47,6 +47,8 @@ class Module {
   Variable add_parameter(const std::string& name, Tensor value, Decay decay = Decay::yes);
   /// Registers state that training writes in place; the handle shares its data.
   Tensor add_buffer(const std::string& name, Tensor value);
+  /// Puts another tensor in a registered buffer's place, where its shape changes.
+  void replace_buffer(const std::string& name, Tensor value);
   template <class T>
   T& add_child(const std::string& name, std::unique_ptr<T> child) {
     T& reference = *child;

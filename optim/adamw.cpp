@@ -14,8 +14,8 @@ AdamW::AdamW(std::vector<ParameterRef> parameters, const AdamWConfig& config)
   if (!(config.eps > 0)) {
     throw ConfigError("adamw: eps: expected a positive number, got " + std::to_string(config.eps));
   }
-  add_state("m");
-  add_state("v");
+  add_state("m", Moment::first);
+  add_state("v", Moment::second);
 }
 
 void AdamW::step(double lr, double grad_scale) {

@@ -1,8 +1,10 @@
 #include "optim/optimizer.h"
 
+#include <algorithm>
 #include <map>
 
 #include "tensor/error.h"
+#include "tensor/ops/elementwise.h"
 
 namespace proteus {
 
@@ -26,6 +28,17 @@ void check_parameters(const std::vector<ParameterRef>& parameters) {
       throw ConfigError(call + ": shares its memory with " + first->second + "; list it once");
     }
   }
+}
+
+// (Σ weight·√v)²: a row that stays alone keeps its bits.
+Tensor squared_rows(const Tensor& v, const RowMap& map) {
+  const Tensor root = ops::unary(UnaryOp::sqrt, "sqrt(v)", v);
+  const Tensor out = ops::unary(UnaryOp::square, "square(x)", map_rows(root, map));
+  for (std::size_t i = 0; i < map.size(); ++i) {
+    if (map[i].size() != 1 || map[i][0].weight != 1) continue;
+    out.select(0, static_cast<std::int64_t>(i)).copy_(v.select(0, map[i][0].row));
+  }
+  return out;
 }
 }  // namespace
 
@@ -51,15 +64,15 @@ void Optimizer::zero_grad() const {
 
 std::vector<std::pair<std::string, Tensor>> Optimizer::state() const {
   std::vector<std::pair<std::string, Tensor>> all;
-  for (const auto& [prefix, tensors] : state_) {
-    for (std::size_t i = 0; i < tensors.size(); ++i) {
-      all.emplace_back(prefix + "." + parameters_[i].name, tensors[i]);
+  for (const State& s : state_) {
+    for (std::size_t i = 0; i < s.tensors.size(); ++i) {
+      all.emplace_back(s.prefix + "." + parameters_[i].name, s.tensors[i]);
     }
   }
   return all;
 }
 
-void Optimizer::add_state(const std::string& prefix) {
+void Optimizer::add_state(const std::string& prefix, Moment moment) {
   std::vector<Tensor> tensors;
   for (const ParameterRef& p : parameters_) {
     const Tensor& x = p.variable.value();
@@ -67,7 +80,29 @@ void Optimizer::add_state(const std::string& prefix) {
     const DType dtype = x.dtype() == DType::bf16 ? DType::f32 : x.dtype();
     tensors.push_back(Tensor::zeros(x.shape(), dtype, x.device()));
   }
-  state_.emplace_back(prefix, std::move(tensors));
+  state_.push_back({prefix, moment, std::move(tensors)});
+}
+
+void Optimizer::map_rows(const std::vector<RowEdit>& edits) {
+  struct Mapped {
+    Tensor* place;
+    Tensor value;
+  };
+  std::vector<Mapped> mapped;
+  for (const RowEdit& edit : edits) {
+    const auto at = std::find_if(parameters_.begin(), parameters_.end(),
+                                 [&](const ParameterRef& p) { return p.name == edit.parameter; });
+    if (at == parameters_.end()) {
+      throw ConfigError("optimizer.map_rows(edits): no parameter \"" + edit.parameter + "\"");
+    }
+    const auto i = static_cast<std::size_t>(at - parameters_.begin());
+    for (State& s : state_) {
+      Tensor& old = s.tensors[i];
+      mapped.push_back({&old, s.moment == Moment::first ? proteus::map_rows(old, edit.map)
+                                                        : squared_rows(old, edit.map)});
+    }
+  }
+  for (Mapped& m : mapped) *m.place = std::move(m.value);
 }
 
 std::vector<StepTensor> Optimizer::step_tensors(double weight_decay) {
@@ -83,8 +118,8 @@ std::vector<StepTensor> Optimizer::step_tensors(double weight_decay) {
     StepTensor t;
     t.value = x.value().raw();
     t.grad = x.grad().raw();
-    if (!state_.empty()) t.m = state_[0].second[i].raw();
-    if (state_.size() > 1) t.v = state_[1].second[i].raw();
+    if (!state_.empty()) t.m = state_[0].tensors[i].raw();
+    if (state_.size() > 1) t.v = state_[1].tensors[i].raw();
     t.n = x.value().numel();
     t.decay = parameters_[i].decay ? weight_decay : 0;
     t.dtype = x.dtype();

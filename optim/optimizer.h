@@ -8,6 +8,7 @@
 
 #include "autograd/variable.h"
 #include "tensor/ops/optim.h"
+#include "tensor/row_map.h"
 
 namespace proteus {
 
@@ -32,6 +33,11 @@ class Optimizer {
 
   /// Everything a checkpoint must keep, by name ("m.<parameter>"); handles share the data.
   std::vector<std::pair<std::string, Tensor>> state() const;
+  /// Follows parameters whose rows are about to change. A first moment is a sum of gradients: it is
+  /// mapped as they are. A second moment is a square: √v is mapped. Strong guarantee: when it
+  /// throws (ConfigError for a name that is not a parameter's, ShapeError), nothing has changed.
+  void map_rows(const std::vector<RowEdit>& edits);
+
   /// Steps done so far (bias corrections count them).
   std::int64_t steps() const { return steps_; }
   void set_steps(std::int64_t steps) { steps_ = steps; }
@@ -39,8 +45,9 @@ class Optimizer {
   const std::vector<ParameterRef>& parameters() const { return parameters_; }
 
  protected:
+  enum class Moment { first, second };
   /// One more tensor of state per parameter, zero at first.
-  void add_state(const std::string& prefix);
+  void add_state(const std::string& prefix, Moment moment);
   /// Throws ConfigError unless 0 <= value < 1 (or, for a weight decay, value >= 0).
   static void check_unit(const char* optimizer, const char* name, double value);
   static void check_decay(const char* optimizer, double value);
@@ -51,7 +58,12 @@ class Optimizer {
 
  private:
   std::vector<ParameterRef> parameters_;
-  std::vector<std::pair<std::string, std::vector<Tensor>>> state_;
+  struct State {
+    std::string prefix;
+    Moment moment;
+    std::vector<Tensor> tensors;  // one per parameter
+  };
+  std::vector<State> state_;
 };
 
 }  // namespace proteus

@@ -6,7 +6,7 @@ Sgd::Sgd(std::vector<ParameterRef> parameters, double momentum, double weight_de
     : Optimizer(std::move(parameters)), momentum_(momentum), weight_decay_(weight_decay) {
   check_unit("sgd", "momentum", momentum);
   check_decay("sgd", weight_decay);
-  add_state("m");
+  add_state("m", Moment::first);
 }
 
 void Sgd::step(double lr, double grad_scale) {

@@ -2,7 +2,7 @@
 // length too, and what is remembered does not grow where attention is limited.
 #include <gtest/gtest.h>
 
-#include "aspa/attention.h"
+#include "aspa/surgery.h"
 #include "nn/transformer.h"
 #include "tensor/error.h"
 #include "tests/aspa_layers.h"
@@ -21,6 +21,7 @@ struct Case {
   double alpha = 1;
   DenseAttentionConfig dense{};
   void (*change)(AspaConfig&) = nullptr;
+  bool new_head = false;  ///< beside the k
 };
 
 void PrintTo(const Case& c, std::ostream* os) { *os << c.name; }
@@ -49,6 +50,11 @@ std::unique_ptr<Attention> make_attention(const Case& c, DType dtype, std::uint6
     auto layer = std::make_unique<AspaAttention>(aspa_config(c, dtype), 0.3, init, generator);
     testing::randomize(*layer, seed);
     if (layer->salience()) testing::settle(*layer);
+    if (c.new_head) {
+      add_head(*layer, {}, {seed, 9});
+      layer->weights().o.value().copy_(
+          Tensor::randn(layer->weights().o.shape(), {seed, 10}, dtype, 0, 0.3));
+    }
     return layer;
   }
   DenseAttentionConfig d = c.dense;
@@ -146,6 +152,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Case{.name = "AspaDoublySparse",
                            .aspa = true,
                            .change = [](AspaConfig& c) { c = testing::doubly_sparse(c); }},
+                      Case{.name = "AspaNewHead", .aspa = true, .new_head = true},
                       Case{.name = "AspaSharedOnly",
                            .aspa = true,
                            .change = [](AspaConfig& c) { c.routed_heads = 0; }},

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <functional>
+#include <limits>
 #include <numeric>
 #include <vector>
 
@@ -103,6 +104,31 @@ void select_many(const T* values, std::int64_t H, std::int64_t k, std::vector<st
   std::copy_n(order.begin(), k, heads);
 }
 
+// Takes the extra columns out of the competition; their values are kept in `apart`.
+template <class T>
+void set_apart(const TopkFwd& a, std::vector<T>& values, std::vector<T>& apart) {
+  for (std::size_t h = 0; h < apart.size(); ++h) {
+    if (!a.extra[h]) continue;
+    apart[h] = values[h];
+    values[h] = -std::numeric_limits<T>::infinity();
+  }
+}
+
+// Those of them that would have won a place join the k heads.
+template <class T>
+void add_extras(const TopkFwd& a, const std::vector<T>& values, const std::vector<T>& apart,
+                std::int64_t k, std::int32_t* heads) {
+  T least = values[static_cast<std::size_t>(heads[0])];
+  for (std::int64_t j = 1; j < k; ++j) {
+    least = std::min(least, values[static_cast<std::size_t>(heads[j])]);
+  }
+  std::int64_t size = k;
+  for (std::size_t h = 0; h < apart.size(); ++h) {
+    if (a.extra[h] && apart[h] > least) heads[size++] = static_cast<std::int32_t>(h);
+  }
+  std::sort(heads, heads + size);
+}
+
 template <class T>
 void topk_typed(const TopkFwd& a) {
   constexpr std::int32_t kNone = -1;
@@ -111,21 +137,24 @@ void topk_typed(const TopkFwd& a) {
   parallel_for(a.N, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
     std::vector<T> values(static_cast<std::size_t>(a.H));
     std::vector<std::int32_t> order;
+    std::vector<T> apart(static_cast<std::size_t>(a.extra ? a.H : 0));
     for (std::int64_t n = begin; n < end; ++n) {
       if (!adjust(static_cast<const T*>(a.scores) + n * a.H, static_cast<const T*>(a.theta), a.H,
                   values.data())) {
         invalid[static_cast<std::size_t>(begin / kRowGrain)] = static_cast<std::int32_t>(n);
         return;
       }
-      std::int32_t* heads = a.heads + n * a.k;
+      std::int32_t* heads = a.heads + n * (a.k + a.extras);
       const std::int64_t k = a.count ? std::clamp<std::int64_t>(a.count[n], 0, a.k) : a.k;
-      std::fill(heads + k, heads + a.k, kNone);
+      std::fill(heads + k, heads + a.k + a.extras, kNone);
       if (k == 0) continue;
+      if (a.extra) set_apart(a, values, apart);
       if (k <= kMostBest) {
         select_few(values.data(), a.H, k, heads);
       } else {
         select_many(values.data(), a.H, k, order, heads);
       }
+      if (a.extra) add_extras(a, values, apart, k, heads);
     }
   });
   const auto bad = std::find_if(invalid.begin(), invalid.end(), [](auto n) { return n != kNone; });
@@ -201,14 +230,22 @@ Slot<TopkFwd> topk_fwd{"topk_fwd", topk_cpu};
 namespace ops {
 
 Tensor topk_heads(const Tensor& scores_any, std::int64_t k, const Tensor& theta_any,
-                  const Tensor& count_any) {
+                  const Tensor& count_any, const Tensor& extra_any) {
   const std::string call = "topk_heads(scores, k, theta, count)";
   check_scores(call, scores_any, theta_any);
   const std::int64_t N = scores_any.size(0);
   const std::int64_t H = scores_any.size(1);
-  if (k < 1 || k > H) {
-    throw ConfigError(call + ": k: expected 1 to " + std::to_string(H) +
-                      " (= scores.shape[1]), got " + std::to_string(k));
+  const Tensor extra = extra_any.defined() ? extra_any.to(kCpu).contiguous() : extra_any;
+  std::int64_t extras = 0;
+  if (extra.defined()) {
+    if (extra.dtype() != DType::i32) throw_dtype(call + ": extra", extra.dtype(), "i32");
+    check_shape(call, "extra", extra, {H}, "(= scores.shape[1])");
+    for (std::int64_t h = 0; h < H; ++h) extras += extra.data<std::int32_t>()[h] ? 1 : 0;
+  }
+  if (k < 1 || k > H - extras) {
+    throw ConfigError(call + ": k: expected 1 to " + std::to_string(H - extras) +
+                      (extras ? " (columns that are not extra)" : " (= scores.shape[1])") +
+                      ", got " + std::to_string(k));
   }
   if (count_any.defined()) {
     if (count_any.dtype() != DType::i32) throw_dtype(call + ": count", count_any.dtype(), "i32");
@@ -216,7 +253,8 @@ Tensor topk_heads(const Tensor& scores_any, std::int64_t k, const Tensor& theta_
     check_shape(call, "count", count_any, {N}, "(= scores.shape[0])");
   }
   const Device device = scores_any.device();
-  Tensor heads = Tensor::empty({N, k}, DType::i32, device);
+  Tensor heads = Tensor::empty({N, k + extras}, DType::i32, device);
+  const Tensor marks = extras ? extra.to(device) : Tensor();
   if (N == 0) return heads;
   const Tensor scores = scores_any.contiguous();
   const Tensor theta = theta_any.defined() ? theta_any.contiguous() : theta_any;
@@ -225,11 +263,13 @@ Tensor topk_heads(const Tensor& scores_any, std::int64_t k, const Tensor& theta_
   topk_fwd(device, {.scores = scores.raw(),
                     .theta = theta.defined() ? theta.raw() : nullptr,
                     .count = count.defined() ? count.data<std::int32_t>() : nullptr,
+                    .extra = marks.defined() ? marks.data<std::int32_t>() : nullptr,
                     .heads = heads.data<std::int32_t>(),
                     .invalid_row = invalid.data<std::int32_t>(),
                     .N = N,
                     .H = H,
                     .k = k,
+                    .extras = extras,
                     .dtype = scores.dtype()});
   const auto row = static_cast<std::int64_t>(invalid.item());
   if (row >= 0) {

@@ -9,16 +9,20 @@ namespace proteus {
 
 /// heads [N, k]: of every row of scores − theta [N, H], the indices of its min(k, count[n]) largest
 /// values (equal values: the lower index), ascending, then −1. theta [H] and count [N] may be null
-/// (0 and k). invalid_row [1] becomes the first row with a NaN, or −1; heads then mean nothing.
+/// (0 and k). Where extra [H] is not null, marked columns do not compete: each is added to a row's
+/// list, if that is not empty, where its value is above the least on it; heads is then [N, k +
+/// extras]. invalid_row [1] becomes the first row with a NaN, or −1; heads then mean nothing.
 struct TopkFwd {
   const void* scores = nullptr;
   const void* theta = nullptr;
   const std::int32_t* count = nullptr;
+  const std::int32_t* extra = nullptr;
   std::int32_t* heads = nullptr;
   std::int32_t* invalid_row = nullptr;
   std::int64_t N = 0;
   std::int64_t H = 0;
   std::int64_t k = 0;
+  std::int64_t extras = 0;  ///< how many columns are marked
   DType dtype = DType::f32;
 };
 extern Slot<TopkFwd> topk_fwd;
@@ -42,10 +46,13 @@ namespace ops {
 
 /// scores [N, H] f32 or f64, any strides; theta [H] of the same dtype, or undefined; 1 ≤ k ≤ H.
 /// count i32 [N]: heads of each row, clamped to [0, k]; undefined = k for all. Returns i32 [N, k]:
-/// ascending heads, then −1. Infinite scores are ordered like numbers. Throws ShapeError,
-/// DTypeError, ConfigError for k, and NumericError naming the first row that has a NaN.
+/// ascending heads, then −1. Infinite scores are ordered like numbers. extra i32 [H] marks (by 1)
+/// columns that do not compete for the k places but come in beside them where they would have won
+/// one: the result is then [N, k + extras], and k is at most the number of the other columns.
+/// Throws ShapeError, DTypeError, ConfigError for k, and NumericError naming the first row that has
+/// a NaN.
 Tensor topk_heads(const Tensor& scores, std::int64_t k, const Tensor& theta = {},
-                  const Tensor& count = {});
+                  const Tensor& count = {}, const Tensor& extra = {});
 
 /// i32 [N]: how many heads each row of scores [N, H] needs for a softmax(scores − theta) mass of p
 /// (Holtzman et al., arXiv:1904.09751, for heads), within [k_min, k_max]: for topk_heads(). f32 or

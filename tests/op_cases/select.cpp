@@ -31,6 +31,20 @@ OpCase topk_case(std::int64_t N, std::int64_t H, std::int64_t k, bool with_theta
   return out;
 }
 
+// Every third column is extra.
+OpCase extra_case(std::int64_t N, std::int64_t H, std::int64_t k) {
+  OpCase out = topk_case(N, H, k, true, true);
+  out.variant += " extra";
+  out.run = [=](const auto& v) {
+    Tensor extra = Tensor::zeros({H}, DType::i32);
+    for (std::int64_t h = 2; h < H; h += 3) extra.data<std::int32_t>()[h] = 1;
+    const Tensor heads =
+        ops::topk_heads(v[0].value(), k, v[1].value(), v[2].value(), extra.to(v[0].device()));
+    return Variable(heads.to(v[0].dtype()));
+  };
+  return out;
+}
+
 OpCase nucleus_case(std::int64_t N, std::int64_t H, std::int64_t k_min, std::int64_t k_max,
                     double p) {
   return {.op = "nucleus_counts",
@@ -62,6 +76,10 @@ OpFamily select_family() {
                                                                         {2, 70, 70}}) {
     family.cases.push_back(topk_case(N, H, k, false, false));
     family.cases.push_back(topk_case(N, H, k, true, true));
+  }
+  for (const auto& [N, H, k] :
+       std::vector<std::array<std::int64_t, 3>>{{1, 3, 1}, {130, 9, 3}, {7, 6, 4}, {3, 100, 40}}) {
+    family.cases.push_back(extra_case(N, H, k));
   }
   for (const double p : {0.3, 0.9}) {
     family.cases.push_back(nucleus_case(1, 1, 0, 1, p));
