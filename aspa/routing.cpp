@@ -68,7 +68,13 @@ void Router::index_gates() const {
   Tensor order = Tensor::empty({G}, DType::i32);
   Tensor begin = Tensor::zeros({heads_ + 1}, DType::i32);
   auto* first = begin.data<std::int32_t>();
-  for (std::int64_t g = 0; g < G; ++g) ++first[head[g] + 1];
+  for (std::int64_t g = 0; g < G; ++g) {
+    if (head[g] < 0 || head[g] >= heads_) {
+      throw ConfigError(
+          fmt::format("router: gate {} opens head {}; expected one below {}", g, head[g], heads_));
+    }
+    ++first[head[g] + 1];
+  }
   most_gates_ = 1;
   for (std::int64_t h = 0; h < heads_; ++h) {
     most_gates_ = std::max<std::int64_t>(most_gates_, first[h + 1]);

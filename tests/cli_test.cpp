@@ -203,6 +203,41 @@ TEST(Cli, ARunFolderIsNotACheckpointButNamesIts) {
   EXPECT_EQ(run(folder, {"sample", "--checkpoint", "run/dense"}).code, 0);
 }
 
+TEST(Cli, GatesAreShownAndEdited) {
+  const TemporaryFolder folder;
+  folder.write("text", some_text(4000));
+  const Args data = {"--data", "text", "--steps", "3", "--out", "run"};
+  ASSERT_EQ(run(folder, joined(joined({"train"}, kSmall), data)).code, 0);
+  const Args gates = {"gates", "--checkpoint", "run/checkpoint"};
+  const auto list = [&](const Args& more) {
+    const Outcome o = run(folder, joined(joined(gates, {"--json"}), more));
+    EXPECT_EQ(o.code, 0) << o.err;
+    return nlohmann::json::parse(o.out);
+  };
+  const std::size_t before = list({}).at("gates").size();
+  EXPECT_GT(before, 0u);
+  const auto cloned = list({"--layer", "0", "--edit", "clone", "--gate", "1", "--save", "edited"});
+  EXPECT_LT(cloned["edit"]["logit_change"], 1e-5);
+  EXPECT_EQ(cloned["edit"]["gate"], 1);
+  EXPECT_EQ(list({}).at("gates").size(), before);  // the first checkpoint is as it was
+  const Outcome edited = run(folder, {"gates", "--checkpoint", "edited", "--json"});
+  EXPECT_EQ(nlohmann::json::parse(edited.out)["gates"].size(), before + 1);
+  EXPECT_EQ(run(folder, {"sample", "--checkpoint", "edited", "--sample-tokens", "5"}).code, 0);
+  list({"--layer", "0", "--edit", "add-head"});
+  EXPECT_EQ(run(folder, {"sample", "--checkpoint", "run/checkpoint", "--sample-tokens", "5"}).code,
+            0);
+  for (const Args& wrong : std::vector<Args>{{"--layer", "99"},
+                                             {"--edit", "clone"},
+                                             {"--layer", "0", "--edit", "clone", "--gate", "999"},
+                                             {"--layer", "0", "--edit", "merge", "--gate", "0"},
+                                             {"--edit", "fold"}}) {
+    const Outcome o = run(folder, joined(gates, wrong));
+    EXPECT_EQ(o.code, 2) << o.err;
+    EXPECT_EQ(std::count(o.err.begin(), o.err.end(), '\n'), 1) << o.err;
+  }
+  EXPECT_EQ(run(folder, {"gates", "--checkpoint", "nowhere"}).code, 3);
+}
+
 INSTANTIATE_TEST_SUITE_P(Cli, Interrupted, ::testing::Values("train", "duel"));
 
 }  // namespace

@@ -154,8 +154,9 @@ TEST(Options, RefusesUnknownOptions) {
   for (const char* later : {"--density", "--top-a", "--buffer"}) {
     EXPECT_NE(refusal("duel", {later, "1"}).find("unknown option"), std::string::npos) << later;
   }
-  EXPECT_EQ(refusal("fly", {}),
-            "unknown command 'fly'; expected one of duel, train, eval, sample, recall, doctor");
+  EXPECT_EQ(
+      refusal("fly", {}),
+      "unknown command 'fly'; expected one of duel, train, eval, sample, recall, gates, doctor");
   EXPECT_NE(refusal("train", {"--steps"}).find("--steps"), std::string::npos);
   EXPECT_NE(refusal("train", {"--steps", "5", "--steps", "6"}).find("--steps"), std::string::npos);
 }

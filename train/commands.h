@@ -18,6 +18,8 @@ int run_duel(const Options& options);
 int run_train(const Options& options);
 /// The validation loss of a checkpoint.
 int run_eval(const Options& options);
+/// Shows the gates of a checkpoint, or operates on them.
+int run_gates(const Options& options);
 /// Text from a checkpoint.
 int run_sample(const Options& options);
 /// Trains arms on synthetic recall and scores them.

@@ -58,6 +58,7 @@ AspaConfig aspa_config(const Options& options, const Arm& arm, std::uint64_t see
   c.prototypes.ema = o.prototype_ema;
   c.prototypes.dead_share = o.dead_share;
   c.prototypes.dead_steps = o.dead_steps;
+  c.prototypes.revive = o.gate_every == 0;  // the policy prunes dead gates instead
   c.dropout = options.model.dropout;
   c.seed = seed;
   return c;

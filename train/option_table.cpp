@@ -103,6 +103,20 @@ Specs aspa_specs() {
        PROTEUS_FIELD(aspa.dead_share)},
       {"dead-steps", "N", "steps of starving after which a gate is reseeded", g,
        PROTEUS_FIELD(aspa.dead_steps)},
+      {"gate-every", "N", "operate on gates (prune, merge, clone) every N steps; 0 = never", g,
+       PROTEUS_FIELD(aspa.gate_every)},
+      {"gate-merge-above", "X", "merge two gates of a head whose w and p have this cosine", g,
+       PROTEUS_FIELD(aspa.gate_merge_above)},
+      {"gate-clone-above", "X", "clone a gate that is used so many times the mean", g,
+       PROTEUS_FIELD(aspa.gate_clone_above)},
+      {"most-gates", "N", "gates of a layer that cloning stops at; 0 = twice the first", g,
+       PROTEUS_FIELD(aspa.most_gates)},
+      {"add-heads", "N", "routed heads that every layer gets during training", g,
+       PROTEUS_FIELD(aspa.add_heads)},
+      {"add-heads-at", "STEP", "step after which it gets them", g,
+       PROTEUS_FIELD(aspa.add_heads_at)},
+      {"head-ramp", "N", "steps for which a new head comes beside the k", g,
+       PROTEUS_FIELD(aspa.head_ramp)},
   };
 }
 
@@ -160,7 +174,19 @@ Specs other_options() {
        PROTEUS_FIELD(checkpoint.checkpoint)},
       {"resume", "", "go on from the checkpoint", Group::checkpoint,
        PROTEUS_FIELD(checkpoint.resume)},
-      {"json", "", "print JSON instead of a table", Group::doctor, PROTEUS_FIELD(doctor.json)},
+      {"edit", "NAME", "clone, merge, prune, re-home, add-head or prune-head; default: show",
+       Group::gates, PROTEUS_FIELD(gates.edit)},
+      {"layer", "N", "the layer; default: show all", Group::gates, PROTEUS_FIELD(gates.layer)},
+      {"gate", "N", "the gate to operate on", Group::gates, PROTEUS_FIELD(gates.gate)},
+      {"other", "N", "the gate to merge into it", Group::gates, PROTEUS_FIELD(gates.other)},
+      {"head", "N", "the head to move it to, or to prune", Group::gates, PROTEUS_FIELD(gates.head)},
+      {"noise", "X", "on a clone's direction, as a share of it", Group::gates,
+       PROTEUS_FIELD(gates.noise)},
+      {"most-usage", "X", "prune a head only if it is used at most so many times the mean",
+       Group::gates, PROTEUS_FIELD(gates.most_usage)},
+      {"save", "DIR", "where the edited checkpoint goes; default: in place", Group::gates,
+       PROTEUS_FIELD(gates.save)},
+      {"json", "", "print JSON instead of a table", Group::output, PROTEUS_FIELD(output.json)},
   };
 }
 
@@ -188,8 +214,9 @@ bool contains(const std::vector<std::string_view>& names, std::string_view name)
 }  // namespace
 
 std::string_view title_of(Group group) {
-  constexpr std::string_view kTitles[] = {"Common",   "Data", "Model",  "ASPA",       "Training",
-                                          "Sampling", "Duel", "Recall", "Checkpoint", "Doctor"};
+  constexpr std::string_view kTitles[] = {"Common",     "Data",     "Model", "ASPA",
+                                          "Training",   "Sampling", "Duel",  "Recall",
+                                          "Checkpoint", "Gates",    "Doctor"};
   return kTitles[static_cast<std::size_t>(group)];
 }
 
@@ -233,9 +260,14 @@ const std::vector<CommandSpec>& command_specs() {
        {common, recall, model, aspa, training},
        {"arms", "seeds"},
        {"context", "epochs"}},
+      {{"gates", "show the gates of a checkpoint, or operate on them"},
+       "proteus gates --checkpoint runs/aspa/checkpoint --edit clone --layer 0 --gate 3",
+       {gates},
+       {"checkpoint", "device", "threads", "seed", "json"},
+       {}},
       {{"doctor", "what this machine has and what is missing"},
        "proteus doctor --json",
-       {doctor},
+       {output},
        {"device", "threads"},
        {}},
   };

@@ -23,7 +23,8 @@ enum class Group : std::uint8_t {
   duel,
   recall,
   checkpoint,
-  doctor
+  gates,
+  output
 };
 std::string_view title_of(Group group);
 

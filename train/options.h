@@ -70,6 +70,13 @@ struct AspaOptions {
   double prototype_ema = 0.99;
   double dead_share = 0.1;
   std::int64_t dead_steps = 200;
+  std::int64_t gate_every = 0;  ///< steps between operations of the policy; 0 = none
+  double gate_merge_above = 0.98;
+  double gate_clone_above = 3;
+  std::int64_t most_gates = 0;  ///< 0 = twice those of the start
+  std::int64_t add_heads = 0;
+  std::int64_t add_heads_at = 0;
+  std::int64_t head_ramp = 200;
 };
 
 struct TrainingOptions {
@@ -118,7 +125,18 @@ struct CheckpointOptions {
   bool resume = false;
 };
 
-struct DoctorOptions {
+struct GatesOptions {
+  std::string edit;         ///< empty = show
+  std::int64_t layer = -1;  ///< −1 = all
+  std::int64_t gate = -1;
+  std::int64_t other = -1;
+  std::int64_t head = -1;
+  double noise = 0;
+  double most_usage = 0.1;
+  std::string save;  ///< empty = the checkpoint itself
+};
+
+struct OutputOptions {
   bool json = false;
 };
 
@@ -136,7 +154,8 @@ struct Options {
   DuelOptions duel;
   RecallOptions recall;
   CheckpointOptions checkpoint;
-  DoctorOptions doctor;
+  GatesOptions gates;
+  OutputOptions output;
 };
 
 /// Name and one-line summary of every command that parse_options knows.

@@ -127,6 +127,13 @@ void check_aspa(const AspaOptions& o, std::int64_t head_width) {
   check_unit("prototype-ema", o.prototype_ema);
   check_unit("dead-share", o.dead_share);
   check_range("dead-steps", o.dead_steps, 1, kMostCount);
+  check_range("gate-every", o.gate_every, 0, kMostCount);
+  check_unit("gate-merge-above", o.gate_merge_above);
+  check_not_negative("gate-clone-above", o.gate_clone_above);
+  check_range("most-gates", o.most_gates, 0, kMostSize);
+  check_range("add-heads", o.add_heads, 0, 4096);
+  check_range("add-heads-at", o.add_heads_at, 0, kMostCount);
+  check_range("head-ramp", o.head_ramp, 0, kMostCount);
 }
 
 void check_training(const TrainingOptions& o) {
@@ -194,7 +201,14 @@ void validate(const Options& o) {
     check_one_of("task", o.recall.task, {"mqar"});
     RecallTask({o.model.context, o.recall.pairs, o.recall.vocab, 0});
   }
-  if ((o.command == "eval" || o.command == "sample") && o.checkpoint.checkpoint.empty()) {
+  if (!o.gates.edit.empty()) {
+    check_one_of("edit", o.gates.edit,
+                 {"clone", "merge", "prune", "re-home", "add-head", "prune-head"});
+  }
+  check_not_negative("noise", o.gates.noise);
+  check_not_negative("most-usage", o.gates.most_usage);
+  if ((o.command == "eval" || o.command == "sample" || o.command == "gates") &&
+      o.checkpoint.checkpoint.empty()) {
     throw ConfigError(
         "--checkpoint: expected the folder of a trained model, got nothing; proteus train makes "
         "one");

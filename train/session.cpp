@@ -6,9 +6,11 @@
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "tensor/error.h"
 #include "train/checkpoint.h"
+#include "train/gates.h"
 #include "train/sampler.h"
 #include "train/signals.h"
 
@@ -20,22 +22,6 @@ using nlohmann::ordered_json;
 constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();  // becomes null in JSON
 constexpr std::uint64_t kSampleStream = std::uint64_t{3} << 40;
 constexpr std::int64_t kProbeRows = 4;
-
-TrainerConfig trainer_config(const TrainingOptions& o) {
-  TrainerConfig c;
-  c.steps = o.steps;
-  c.lr = o.lr;
-  c.min_lr = o.min_lr;
-  c.warmup = o.warmup;
-  c.cosine = o.schedule == "cosine";
-  c.adamw = o.optimizer == "adamw";
-  c.beta1 = o.beta1;
-  c.beta2 = o.beta2;
-  c.weight_decay = o.weight_decay;
-  c.clip = o.clip;
-  c.grad_accum = o.grad_accum;
-  return c;
-}
 
 /// Everything of a run that the loop below touches.
 struct Session {
@@ -95,7 +81,7 @@ struct Session {
   void evaluate_now() {
     progress.pause();
     const Evaluation e = task.evaluate(model);
-    if (task.probe.defined()) probe_routing(model, task.probe);
+    if (task.probe.inputs.defined()) probe_routing(model, task.probe.inputs);
     const RoutingSummary routing = routing_summary(model);
     result.val_loss = e.loss;
     result.accuracy = e.accuracy;
@@ -114,6 +100,20 @@ struct Session {
     progress.resume();
   }
 
+  void operate_on_gates() {
+    if (!arm.aspa) return;
+    const auto events = operate(options.aspa, trainer.steps_done(), config.seed, model,
+                                trainer.optimizer(), task.probe);
+    for (const GateEvent& event : events) {
+      ordered_json json{{"arm", config.label}, {"seed", config.seed}, {"step", event.step}};
+      json["gate_event"] = event_json(event);
+      folder.log(json);
+      progress.note(fmt::format("{}: step {}: layer {}: {} ({}), loss {} → {}", config.label,
+                                event.step, event.layer, event.edit.operation, event.why,
+                                format_number(event.loss_before), format_number(event.loss_after)));
+    }
+  }
+
   bool due(std::int64_t every) const {
     return every > 0 && trainer.steps_done() % every == 0 && !trainer.finished();
   }
@@ -128,6 +128,7 @@ struct Session {
       progress.step(trainer.steps_done(), step.loss, step.tokens);
       result.tokens += step.tokens;
       log_step(step);
+      operate_on_gates();
       if (due(options.training.eval_every)) evaluate_now();
       if (due(options.training.checkpoint_every)) save();
     }
@@ -144,6 +145,22 @@ void describe_model(const Transformer& model, std::int64_t context, RunResult& r
 }
 
 }  // namespace
+
+TrainerConfig trainer_config(const TrainingOptions& o) {
+  TrainerConfig c;
+  c.steps = o.steps;
+  c.lr = o.lr;
+  c.min_lr = o.min_lr;
+  c.warmup = o.warmup;
+  c.cosine = o.schedule == "cosine";
+  c.adamw = o.optimizer == "adamw";
+  c.beta1 = o.beta1;
+  c.beta2 = o.beta2;
+  c.weight_decay = o.weight_decay;
+  c.clip = o.clip;
+  c.grad_accum = o.grad_accum;
+  return c;
+}
 
 Task text_task(const Options& options, const Dataset& dataset, std::uint64_t seed) {
   const std::int64_t context = options.model.context;
@@ -163,8 +180,7 @@ Task text_task(const Options& options, const Dataset& dataset, std::uint64_t see
   };
   task.vocab = dataset.tokenizer().vocab();
   task.tokenizer = dataset.tokenizer().to_json();
-  task.probe =
-      dataset.sequential_batch(Split::validation, 0, std::min(rows, kProbeRows), context).inputs;
+  task.probe = dataset.sequential_batch(Split::validation, 0, std::min(rows, kProbeRows), context);
   return task;
 }
 
@@ -173,20 +189,21 @@ RunResult run_session(const Options& options, const Arm& arm, const Task& task,
                       std::unique_ptr<Transformer>& model) {
   reset_peak_memory(DeviceType::cpu);
   model = make_model(options, arm, task.vocab, config.seed);
-  Trainer trainer(*model, trainer_config(options.training), task.train);
+  std::optional<Checkpoint> saved;
   if (config.resume) {
-    const Checkpoint saved = load_checkpoint(config.checkpoint);
-    restore_module(*model, saved.model, config.checkpoint);
-    trainer.restore(saved.optimizer, saved.state, config.checkpoint);
+    saved = load_checkpoint(config.checkpoint);
+    restore_model(*model, saved->model, config.checkpoint);  // before the optimizer takes shapes
   }
+  Trainer trainer(*model, trainer_config(options.training), task.train);
+  if (saved) trainer.restore(saved->optimizer, saved->state, config.checkpoint);
   Progress progress(config.label, options.training.steps, options.training.log_every, mode, stdout,
                     trainer.steps_done());
   Session session{options, arm, task, config, folder, *model, trainer, progress, {}, 0, 0};
   RunResult& result = session.result;
   result.name = arm.name;
   result.seed = config.seed;
-  describe_model(*model, options.model.context, result);
   session.run();
+  describe_model(*model, options.model.context, result);  // surgery may have changed it
   result.steps = trainer.steps_done();
   result.tokens_per_s = progress.tokens_per_second();
   result.routing = routing_summary(*model);

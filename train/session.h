@@ -25,7 +25,7 @@ struct Task {
   std::function<Evaluation(Transformer&)> evaluate;
   std::int64_t vocab = 0;
   std::string tokenizer;  ///< Tokenizer::to_json(), or empty
-  Tensor probe;           ///< fixed tokens on which routing's churn is measured
+  Batch probe;            ///< fixed: churn and the effect of gate surgery are measured on it
 };
 
 /// Random batches from the training part; evaluation over the whole validation part, or its first
@@ -68,6 +68,9 @@ struct SessionConfig {
 RunResult run_session(const Options& options, const Arm& arm, const Task& task,
                       const SessionConfig& config, RunFolder& folder, ProgressMode mode,
                       std::unique_ptr<Transformer>& model);
+
+/// The part of the options that a Trainer takes.
+TrainerConfig trainer_config(const TrainingOptions& options);
 
 /// The step that a checkpoint stands at, for RunFolder. Throws FileError.
 std::int64_t checkpoint_step(const std::string& checkpoint);

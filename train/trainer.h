@@ -49,6 +49,9 @@ class Trainer {
   std::int64_t steps_done() const { return optimizer_->steps(); }
   bool finished() const { return steps_done() >= config_.steps; }
 
+  /// For gate surgery between two steps.
+  Optimizer& optimizer() { return *optimizer_; }
+
   /// What a checkpoint keeps besides the model: the optimizer's tensors, and counters as JSON text.
   NamedTensors optimizer_tensors() const { return optimizer_->state(); }
   std::string state_json() const;

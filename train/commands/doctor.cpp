@@ -243,7 +243,7 @@ void print_table(const Json& json) {
 
 int run_doctor(const Options& options) {
   const Json json = inspect(options);
-  if (options.doctor.json) {
+  if (options.output.json) {
     fmt::print("{}\n", json.dump(2));
   } else {
     print_table(json);

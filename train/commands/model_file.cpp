@@ -2,6 +2,7 @@
 
 #include "tensor/error.h"
 #include "train/checkpoint.h"
+#include "train/gates.h"
 
 namespace proteus {
 
@@ -14,7 +15,7 @@ LoadedModel load_model(const std::string& path) {
   LoadedModel loaded{nullptr, Tokenizer::from_json(saved.tokenizer, path), saved.options,
                      saved.arm};
   loaded.model = make_model(saved.options, arm_named(saved.arm, "arm"), saved.vocab, saved.seed);
-  restore_module(*loaded.model, checkpoint.model, path);
+  restore_model(*loaded.model, checkpoint.model, path);
   loaded.model->set_training(false);
   return loaded;
 }

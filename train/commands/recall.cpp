@@ -68,7 +68,7 @@ Task recall_task(const Options& options, const RecallTask& source) {
     return {evaluate(model, batch, 1).loss,
             static_cast<double>(total.right) / static_cast<double>(total.asked)};
   };
-  task.probe = source.batch(RecallSplit::eval, 0, 4).inputs;
+  task.probe = source.batch(RecallSplit::eval, 0, 4);
   return task;
 }
 

@@ -1,0 +1,169 @@
+#include "train/gates.h"
+
+#include <fmt/format.h>
+
+#include <map>
+#include <nlohmann/json.hpp>
+
+#include "tensor/error.h"
+#include "train/checkpoint.h"
+#include "train/models.h"
+#include "train/trainer.h"
+
+namespace proteus {
+namespace {
+
+constexpr std::uint64_t kSurgeryStream = std::uint64_t{5} << 40;
+constexpr std::uint64_t kStreamsPerStep = 1 << 16;
+
+std::string prefix_of(std::int64_t layer) { return fmt::format("blocks.{}.attn.", layer); }
+
+double probe_loss(Transformer& model, const Batch& probe) {
+  return evaluate(
+             model, [&](std::int64_t) { return probe; }, 1)
+      .loss;
+}
+
+/// The tables of one layer as a checkpoint has them, checked against the layer's own.
+class SavedTables {
+ public:
+  SavedTables(const std::map<std::string, Tensor>& given, std::int64_t layer,
+              const std::string& source)
+      : given_(given), prefix_(prefix_of(layer)), source_(source) {}
+
+  /// The first dimension of a tensor, −1 where it is missing.
+  std::int64_t rows(const char* name) const {
+    const auto found = given_.find(prefix_ + name);
+    return found == given_.end() || found->second.rank() == 0 ? -1 : found->second.size(0);
+  }
+
+  /// A copy of the tensor; `like` has its shape but for the number of rows. Undefined stays so.
+  Tensor take(const char* name, const Tensor& like, std::int64_t rows) const {
+    if (!like.defined()) return {};
+    const auto found = given_.find(prefix_ + name);
+    if (found == given_.end()) {
+      throw FileError(source_ + ": \"" + prefix_ + name + "\" is missing");
+    }
+    Shape shape = like.shape();
+    shape[0] = rows;
+    if (found->second.shape() != shape || found->second.dtype() != like.dtype()) {
+      throw FileError(fmt::format("{}: \"{}{}\": expected {} {}, got {}", source_, prefix_, name,
+                                  name_of(like.dtype()), to_string(shape),
+                                  describe(found->second)));
+    }
+    return found->second.clone();
+  }
+
+ private:
+  const std::map<std::string, Tensor>& given_;
+  std::string prefix_;
+  const std::string& source_;
+};
+
+void adopt_tables(AspaAttention& layer, const SavedTables& saved, const std::string& source) {
+  RouterTables t = layer.router().tables();
+  HeadTables h = layer.head_tables();
+  const std::int64_t G = saved.rows("router.w");
+  const std::int64_t Hr = saved.rows("routed.q");
+  if (G < 1 || Hr < 1 || (G == t.gates.w.size(0) && Hr == h.q.size(0))) return;
+  const bool prototypes = t.gates.N.defined();
+  t.gates.w = saved.take("router.w", t.gates.w, G);
+  if (prototypes) {
+    t.gates.p = saved.take("router.p", t.gates.p, G);
+  } else {
+    t.gates.p = Tensor::zeros({G, t.gates.p.size(1)}, t.gates.p.dtype());
+  }
+  t.gates.N = saved.take("router.N", t.gates.N, G);
+  t.gates.P = saved.take("router.P", t.gates.P, G);
+  t.gates.mass = saved.take("router.mass", t.gates.mass, G);
+  t.gates.head_of_gate = saved.take("router.head_of_gate", t.gates.head_of_gate, G);
+  t.gates.starving = saved.take("router.starving", t.gates.starving, G);
+  t.theta_q = saved.take("router.theta_q", t.theta_q, Hr);
+  t.theta_k = saved.take("router.theta_k", t.theta_k, Hr);
+  t.ramp = saved.take("router.ramp", t.ramp, Hr);
+  h.q = saved.take("routed.q", h.q, Hr);
+  h.k = saved.take("routed.k", h.k, Hr);
+  h.v = saved.take("routed.v", h.v, Hr);
+  h.o = saved.take("routed.o", h.o, Hr);
+  h.sink = saved.take("sink", h.sink, Hr);
+  try {
+    layer.replace(t, h);
+  } catch (const ConfigError& error) {
+    throw FileError(source + ": " + error.what());
+  }
+}
+
+}  // namespace
+
+EditHook optimizer_hook(Optimizer& optimizer, std::int64_t layer) {
+  return [&optimizer, prefix = prefix_of(layer)](std::vector<RowEdit> edits) {
+    for (RowEdit& edit : edits) edit.parameter = prefix + edit.parameter;
+    optimizer.map_rows(edits);
+  };
+}
+
+void restore_model(Transformer& model, const NamedTensors& tensors, const std::string& source) {
+  const std::map<std::string, Tensor> given(tensors.begin(), tensors.end());
+  for (std::int64_t l = 0; l < model.layers(); ++l) {
+    AspaAttention* layer = aspa_layer(model, l);
+    if (!layer || layer->config().routed_heads == 0) continue;
+    adopt_tables(*layer, SavedTables(given, l, source), source);
+  }
+  restore_module(model, tensors, source);
+}
+
+nlohmann::ordered_json edit_json(const GateEdit& edit) {
+  nlohmann::ordered_json json{{"operation", edit.operation}};
+  const auto number = [&](const char* name, std::int64_t value) {
+    json[name] = value >= 0 ? nlohmann::ordered_json(value) : nlohmann::ordered_json(nullptr);
+  };
+  number("gate", edit.gate);
+  number("other", edit.other);
+  number("head", edit.head);
+  return json;
+}
+
+nlohmann::ordered_json event_json(const GateEvent& e) {
+  nlohmann::ordered_json json = edit_json(e.edit);
+  json["layer"] = e.layer;
+  json["why"] = e.why;
+  json["loss_before"] = e.loss_before;
+  json["loss_after"] = e.loss_after;
+  return json;
+}
+
+std::vector<GateEvent> operate(const AspaOptions& o, std::int64_t step, std::uint64_t seed,
+                               Transformer& model, Optimizer& optimizer, const Batch& probe) {
+  const bool grow = o.add_heads > 0 && step == o.add_heads_at;
+  const bool policy_due = o.gate_every > 0 && step % o.gate_every == 0;
+  std::vector<GateEvent> events;
+  if (!grow && !policy_due) return events;
+  GatePolicy policy;
+  policy.merge_above = o.gate_merge_above;
+  policy.clone_above = o.gate_clone_above;
+  policy.most_gates = o.most_gates;
+  RngKey key{seed, kSurgeryStream + static_cast<std::uint64_t>(step) * kStreamsPerStep};
+  for (std::int64_t l = 0; l < model.layers(); ++l) {
+    AspaAttention* layer = aspa_layer(model, l);
+    if (!layer || layer->config().routed_heads == 0) continue;
+    const EditHook hook = optimizer_hook(optimizer, l);
+    const auto record = [&](const std::string& why, const auto& edit) {
+      const double before = probe_loss(model, probe);
+      GateEdit done = edit();
+      events.push_back({step, l, std::move(done), why, before, probe_loss(model, probe)});
+    };
+    for (std::int64_t i = 0; grow && i < o.add_heads; ++i) {
+      key.stream += 16;  // one per gate and projection of a head
+      record("--add-heads",
+             [&] { return add_head(*layer, {.ramp_steps = o.head_ramp}, key, hook); });
+    }
+    if (!policy_due) continue;
+    const auto proposal = propose(policy, *layer);
+    if (!proposal) continue;
+    ++key.stream;
+    record(proposal->why, [&] { return apply(policy, *proposal, *layer, key, hook); });
+  }
+  return events;
+}
+
+}  // namespace proteus

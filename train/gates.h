@@ -1,0 +1,41 @@
+// Gate surgery on a model that is being trained, or on a checkpoint: the layers, the optimizer and
+// the timeline of what was done.
+#pragma once
+
+#include <nlohmann/json_fwd.hpp>
+#include <string>
+#include <vector>
+
+#include "aspa/policy.h"
+#include "nn/transformer.h"
+#include "optim/optimizer.h"
+#include "train/batch.h"
+#include "train/options.h"
+#include "train/safetensors.h"
+
+namespace proteus {
+
+/// Tells the optimizer of edits to a layer's attention.
+EditHook optimizer_hook(Optimizer& optimizer, std::int64_t layer);
+
+/// restore_module() for models whose ASPA layers may have other numbers of gates and heads than
+/// `model` was made with: takes the checkpoint's. Throws FileError naming `source`.
+void restore_model(Transformer& model, const NamedTensors& tensors, const std::string& source);
+
+/// One line of the timeline.
+struct GateEvent {
+  std::int64_t step = 0;
+  std::int64_t layer = 0;
+  GateEdit edit;
+  std::string why;
+  double loss_before = 0;  ///< on a fixed batch, in evaluation mode
+  double loss_after = 0;
+};
+nlohmann::ordered_json edit_json(const GateEdit& edit);
+nlohmann::ordered_json event_json(const GateEvent& event);
+
+/// What --gate-every and --add-heads ask for at this step; the losses are those of `probe`.
+std::vector<GateEvent> operate(const AspaOptions& options, std::int64_t step, std::uint64_t seed,
+                               Transformer& model, Optimizer& optimizer, const Batch& probe);
+
+}  // namespace proteus
