@@ -6,6 +6,7 @@
 #include <cmath>
 
 #include "aspa/balance.h"
+#include "aspa/controllers.h"
 #include "aspa/slider.h"
 #include "autograd/attention.h"
 #include "autograd/checkpoint.h"
@@ -110,7 +111,35 @@ void AspaAttention::set_alpha(double alpha) {
 }
 
 std::int64_t AspaAttention::k() const {
-  return slider::routed_heads(config_.alpha, router_->established(), config_.k);
+  return slider::routed_heads(config_.alpha, router_->established(), router_->k());
+}
+
+void AspaAttention::set_window(std::int64_t window) {
+  AspaConfig changed = config_;
+  changed.window = window;
+  changed.validate();
+  config_ = changed;
+  visible_ = Tensor();
+}
+
+void AspaAttention::set_k(std::int64_t k) {
+  if (k < 1 || k > router().established()) {
+    throw ConfigError(fmt::format("aspa: k: expected 1 to {} (= established routed heads), got {}",
+                                  router_->established(), k));
+  }
+  router_->set_k(k);
+  telemetry_.k = this->k();
+}
+
+void AspaAttention::control_density() {
+  telemetry_.decision.reset();
+  const DensityConfig& d = config_.density;
+  if (d.target <= 0 || router_->steps() % d.every != 0) return;
+  const std::int64_t before = router_->k();
+  const std::int64_t after = controlled_k(d, telemetry_.density, before, router_->established());
+  if (after == before) return;
+  telemetry_.decision = {router_->steps(), telemetry_.density, before, after};
+  set_k(after);
 }
 
 HeadTables AspaAttention::head_tables() const {
@@ -406,6 +435,7 @@ void AspaAttention::after_step(double rate) {
   kept_ = {};
   tokens_ = 0;
   update_ = {};
+  control_density();
 }
 
 void AspaAttention::force_selection(std::optional<Selection> selection) {

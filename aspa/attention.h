@@ -61,6 +61,12 @@ class AspaAttention : public Attention {
   double alpha() const { return config_.alpha; }
   /// At any time between two forward passes; throws ConfigError outside [0, 1].
   void set_alpha(double alpha);
+  /// Entries that a routed query sees at alpha = 1. At any time, like alpha; what decoding has
+  /// already forgotten does not come back. Throws ConfigError below 1.
+  void set_window(std::int64_t window);
+  /// Routed heads that a token enters at alpha = 1, from 1 to those that are established. Throws
+  /// ConfigError.
+  void set_k(std::int64_t k);
   /// Routed heads that a token enters at this alpha; with top_p the most that it may enter.
   std::int64_t k() const;
   /// Throws ConfigError if the layer has no routed heads.
@@ -100,6 +106,7 @@ class AspaAttention : public Attention {
     Tensor z;        // [N, Hr]
   };
 
+  void control_density();
   void make_shared(double output_std, Generator& init);
   void make_routed(double output_std, Generator& init);
   Variable shared_forward(const Variable& x, const Variable& x_key);

@@ -73,6 +73,17 @@ void AspaConfig::validate() const {
   within("prototypes.clone_noise", prototypes.clone_noise, 0, 1);
   within("salience.ema", salience.ema, 0, 1);
   at_least("salience.guard", salience.guard, 0);
+  within("density.target", density.target, 0, 1);
+  within("density.tolerance", density.tolerance, 0, 1);
+  at_least("density.k_min", density.k_min, 1);
+  at_least("density.k_max", density.k_max, 0);
+  at_least("density.every", density.every, 1);
+  if (density.target > 0 && density.k_max > 0 && density.k_max < density.k_min) {
+    throw ConfigError(
+        fmt::format("aspa: density.k_max: expected at least {} (= density.k_min), "
+                    "got {}",
+                    density.k_min, density.k_max));
+  }
   if (!(salience.keep > 0 && salience.keep <= 1)) {
     throw ConfigError(
         fmt::format("aspa: salience.keep: expected a number in (0, 1], got {}", salience.keep));

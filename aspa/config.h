@@ -46,6 +46,15 @@ struct SalienceConfig {
   bool enabled() const { return keep < 1; }
 };
 
+/// The density controller (aspa/controllers.h): moves k towards a share of heads that tokens enter.
+struct DensityConfig {
+  double target = 0;  ///< 0: off
+  double tolerance = 0.05;
+  std::int64_t k_min = 1;
+  std::int64_t k_max = 0;   ///< 0: all heads
+  std::int64_t every = 50;  ///< steps between decisions
+};
+
 struct AspaConfig {
   std::int64_t width = 0;           ///< C
   std::int64_t head_width = 64;     ///< D
@@ -72,6 +81,7 @@ struct AspaConfig {
   BalanceConfig balance;
   PrototypeConfig prototypes;
   SalienceConfig salience;
+  DensityConfig density;
   double dropout = 0;        ///< of the attention weights
   DType dtype = DType::f32;  ///< of activations and weights; the router is f32 (f64 with f64)
   std::uint64_t seed = 1;    ///< of the router's initial draw and of revived gates

@@ -53,6 +53,7 @@ Router::Router(const AspaConfig& c, Generator& init)
   theta_q_ = add_buffer("theta_q", Tensor::zeros({heads_}, dtype_));
   theta_k_ = add_buffer("theta_k", Tensor::zeros({heads_}, dtype_));
   ramp_ = add_buffer("ramp", Tensor::zeros({heads_}, DType::i32));
+  k_ = add_buffer("k", Tensor::full({1}, static_cast<double>(c.k), DType::i64));
   steps_ = add_buffer("steps", Tensor::zeros({1}, DType::i64));
   if (c.frozen_router) {
     for (const Variable& v : {U_, w_, lambda_}) {
@@ -155,6 +156,8 @@ void Router::replace(const RouterTables& t) {
   index_gates();
   index_ramp();
 }
+
+void Router::set_k(std::int64_t k) const { k_.fill_(static_cast<double>(k)); }
 
 std::int64_t Router::established() const {
   if (ramp_.version() != ramp_version_) index_ramp();

@@ -24,7 +24,7 @@ struct RouterTables {
 
 /// Parameters "U" [R, C], "w" [G, R], "lambda" []; buffers "p" [G, R], "N" [G], "P" [G, R],
 /// "mass" [G], "head_of_gate" [G], "starving" [G], "theta_q" and "theta_k" [Hr], "ramp" [Hr] (steps
-/// for which a new head still comes beside the k), "steps" [].
+/// for which a new head still comes beside the k), "k" [], "steps" [].
 class Router : public Module {
  public:
   /// `init` draws U (std 1/√(3C), that of a plain linear layer), w (std 1/√R) and the first
@@ -56,6 +56,9 @@ class Router : public Module {
   /// all do): for ops::topk_heads.
   std::int64_t established() const;
   const Tensor& extra_heads() const;
+  /// Routed heads that a token enters at alpha = 1; the density controller moves it.
+  std::int64_t k() const { return k_.data<std::int64_t>()[0]; }
+  void set_k(std::int64_t k) const;
   /// Optimizer steps taken so far.
   std::int64_t steps() const { return steps_.data<std::int64_t>()[0]; }
   /// One more; new heads come one step nearer to competing.
@@ -76,7 +79,7 @@ class Router : public Module {
   Variable U_;
   Variable w_;
   Variable lambda_;  // undefined without prototypes
-  Tensor p_, N_, P_, mass_, head_of_gate_, starving_, theta_q_, theta_k_, ramp_, steps_;
+  Tensor p_, N_, P_, mass_, head_of_gate_, starving_, theta_q_, theta_k_, ramp_, k_, steps_;
   // Gates by head, derived from head_of_gate_ whenever that has changed (by surgery, by loading).
   mutable Tensor order_, head_begin_;
   mutable std::int64_t most_gates_ = 1;

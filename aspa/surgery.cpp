@@ -287,9 +287,9 @@ GateEdit prune_head(AspaAttention& layer, std::int64_t head, double most_usage,
                                      head, use, most_usage));
   }
   const bool ramping = edit.tables().ramp.data<std::int32_t>()[head] > 0;
-  if (layer.router().established() - (ramping ? 0 : 1) < layer.config().k) {
+  if (layer.router().established() - (ramping ? 0 : 1) < layer.router().k()) {
     refuse("prune head", fmt::format("a token enters k = {} heads and there are {}",
-                                     layer.config().k, layer.router().established()));
+                                     layer.router().k(), layer.router().established()));
   }
   const RowMap gates =
       without(edit.gates(), [&](std::int64_t g) { return edit.head_of(g) == head; });

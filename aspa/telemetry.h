@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 namespace proteus {
@@ -12,6 +13,13 @@ struct RoleTelemetry {
   double entropy = 0;        ///< of the load, as a share of log Hr: 1 is even
   double heads = 0;          ///< routed heads that a token entered, on average
   double kept = 1;           ///< share of the tokens that entered any
+};
+
+/// What the density controller did.
+struct DensityDecision {
+  std::int64_t step = 0;
+  double density = 0;  ///< that it saw
+  std::int64_t k_before = 0, k_after = 0;
 };
 
 struct AspaTelemetry {
@@ -28,6 +36,7 @@ struct AspaTelemetry {
   /// before there were two.
   double churn_query = -1;
   double churn_key = -1;
+  std::optional<DensityDecision> decision;  ///< of the last step
 };
 
 }  // namespace proteus

@@ -60,12 +60,13 @@ class KeyStream {
     first_ = lo;
   }
 
-  /// out [D] = softmax attention of q [D] over the entries [lo, size) and [0, min(anchors, lo));
+  /// out [D] = softmax attention of q [D] over the entries [lo, size) and [0, min(anchors, lo)),
+  /// without those that were dropped;
   /// sink_weight·exp(sink) more in the denominator. Without anything to see out is zero.
   void attend(const A* q, std::int64_t lo, A sink, A sink_weight, A* out) {
     const std::int64_t fixed = std::min(anchors_, lo);
     // Positions in the vectors: anchors, then what is kept from first_ on.
-    const std::int64_t from = std::max(lo, fixed) - first_ + std::min(first_, anchors_);
+    const std::int64_t from = std::max({lo, fixed, first_}) - first_ + std::min(first_, anchors_);
     const auto kept = static_cast<std::int64_t>(bias_.size());
     const A scale = A(1) / std::sqrt(static_cast<A>(D_));
     A top = sink_weight > 0 ? sink : -std::numeric_limits<A>::infinity();

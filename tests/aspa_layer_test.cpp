@@ -36,7 +36,7 @@ TEST_F(AspaLayer, EvaluationWritesNothing) {
   const AspaConfig c = testing::doubly_sparse(config(DType::f32));
   const TestLayer layer(c);
   const auto before = buffers_of(*layer);
-  EXPECT_EQ(before.size(), 12u);
+  EXPECT_EQ(before.size(), 13u);
   layer->set_training(false);
   run(*layer, input(c, 2, 40));
   evaluate(*layer, input(c, 2, 40).value());

@@ -151,7 +151,7 @@ TEST(Options, RefusesUnknownOptions) {
             "unknown option --lr; proteus sample --help lists them");
   EXPECT_EQ(refusal("doctor", {"now"}),
             "unexpected argument 'now'; options begin with --, as in: proteus doctor --json");
-  for (const char* later : {"--density", "--top-a", "--buffer"}) {
+  for (const char* later : {"--top-a", "--buffer"}) {
     EXPECT_NE(refusal("duel", {later, "1"}).find("unknown option"), std::string::npos) << later;
   }
   EXPECT_EQ(

@@ -176,6 +176,29 @@ TEST_P(EveryArm, RandomTokensStayUnpredictable) {
   EXPECT_GE(r.loss, std::log(static_cast<double>(kVocab)) - 0.01);
 }
 
+// alpha follows its schedule during a step and is the layer's own between steps.
+TEST(Trainer, AlphaFollowsItsSchedule) {
+  const auto losses = [](AlphaSchedule::Kind kind, double alpha) {
+    Options o = small_options();
+    o.model.dropout = 0;
+    o.aspa.alpha = alpha;
+    const auto m = make_model(o, arm_named("aspa", "arm"), kVocab, 4);
+    TrainerConfig c = config_for(4);
+    c.alpha = {.kind = kind, .steps = 2, .seed = 5};
+    Trainer trainer(*m, c, [](std::int64_t i) { return batch_of(i); });
+    std::vector<double> all;
+    while (!trainer.finished()) {
+      all.push_back(trainer.step().loss);
+      EXPECT_EQ(aspa_layer(*m, 1)->alpha(), alpha);
+    }
+    return all;
+  };
+  using Kind = AlphaSchedule::Kind;
+  EXPECT_EQ(losses(Kind::ramp, 1)[0], losses(Kind::fixed, 0)[0]);
+  EXPECT_NE(losses(Kind::ramp, 1)[0], losses(Kind::fixed, 1)[0]);
+  EXPECT_EQ(losses(Kind::sampled, 1), losses(Kind::sampled, 1));
+}
+
 TEST(Trainer, LossThatIsNotANumberChangesNothing) {
   const auto m = make_model(small_options(), arm_named("dense", "arm"), kVocab, 1);
   Trainer trainer(*m, config_for(5), [](std::int64_t i) { return batch_of(i); });

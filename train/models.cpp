@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
+#include "aspa/slider.h"
 #include "autograd/tape.h"
 #include "tensor/error.h"
 
@@ -34,12 +35,20 @@ AspaConfig aspa_config(const Options& options, const Arm& arm, std::uint64_t see
   c.k = o.k;
   c.top_p = o.head_top_p;
   c.k_min = o.min_heads;
+  c.density.target = o.density;
+  c.density.tolerance = o.density_tolerance;
+  c.density.k_min = o.min_heads;
+  c.density.k_max = o.max_heads;
+  c.density.every = o.density_every;
   c.salience.keep = o.token_keep;
   c.salience.guard = std::max(o.token_guard, o.token_keep_min);
   c.window = o.window;
   c.gates_per_head = o.gates_per_head;
   c.routing_width = o.routing_width;
   c.alpha = o.alpha;
+  if (o.sparse_from > 0) {
+    c.alpha *= slider::alpha_for_length(options.model.context, o.dense_until, o.sparse_from);
+  }
   c.lambda = o.lambda;
   c.frozen_router = o.frozen_router;
   c.key_shift = !o.no_key_shift;

@@ -47,7 +47,15 @@ struct AspaOptions {
   std::int64_t k = 4;
   double head_top_p = 1;  ///< 1 = always k
   std::int64_t min_heads = 1;
-  double token_keep = 1;  ///< 1 = all tokens
+  std::int64_t max_heads = 0;  ///< 0 = all
+  double density = 0;          ///< 0 = k stays
+  double density_tolerance = 0.05;
+  std::int64_t density_every = 50;
+  std::string alpha_schedule = "fixed";
+  std::int64_t alpha_ramp = 1000;
+  std::int64_t dense_until = 0;
+  std::int64_t sparse_from = 0;  ///< 0 = alpha does not depend on the length
+  double token_keep = 1;         ///< 1 = all tokens
   std::int64_t token_guard = 8;
   std::int64_t token_keep_min = 0;
   std::int64_t window = 32;
@@ -105,6 +113,7 @@ struct SamplingOptions {
   double temperature = 0.8;
   std::int64_t top_k = 0;  ///< 0 = all
   double top_p = 1;
+  double latency_budget = 0;  ///< ms per token; 0 = none
 };
 
 struct DuelOptions {

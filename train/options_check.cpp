@@ -88,6 +88,14 @@ void check_routed_heads(const AspaOptions& o, std::int64_t head_width) {
   }
   check_share("head-top-p", o.head_top_p);
   check_range("min-heads", o.min_heads, 1, kMostSize);
+  check_range("max-heads", o.max_heads, 0, kMostSize);
+  check_unit("density", o.density);
+  check_unit("density-tolerance", o.density_tolerance);
+  check_range("density-every", o.density_every, 1, kMostCount);
+  if (o.max_heads > 0 && o.max_heads < o.min_heads) {
+    throw ConfigError(fmt::format("--max-heads: expected at least {} (= --min-heads), got {}",
+                                  o.min_heads, o.max_heads));
+  }
   if (o.head_top_p < 1 && o.min_heads > o.k) {
     throw ConfigError(
         fmt::format("--min-heads: expected at most {} (= --k), got {}", o.k, o.min_heads));
@@ -108,6 +116,14 @@ void check_routed_heads(const AspaOptions& o, std::int64_t head_width) {
 
 void check_aspa(const AspaOptions& o, std::int64_t head_width) {
   check_unit("alpha", o.alpha);
+  check_one_of("alpha-schedule", o.alpha_schedule, {"fixed", "ramp", "sample"});
+  check_range("alpha-ramp", o.alpha_ramp, 1, kMostCount);
+  check_range("dense-until", o.dense_until, 0, std::int64_t{1} << 40);
+  check_range("sparse-from", o.sparse_from, 0, std::int64_t{1} << 40);
+  if (o.sparse_from > 0 && o.sparse_from <= o.dense_until) {
+    throw ConfigError(fmt::format("--sparse-from: expected more than {} (= --dense-until), got {}",
+                                  o.dense_until, o.sparse_from));
+  }
   check_range("shared-heads", o.shared_heads, 0, kMostSize);
   check_range("routed-heads", o.routed_heads, 0, kMostSize);
   if (o.shared_heads + o.routed_heads == 0) {
@@ -169,6 +185,7 @@ void check_training(const TrainingOptions& o) {
 
 void check_sampling(const SamplingOptions& o) {
   check_range("sample-tokens", o.sample_tokens, 0, std::int64_t{1} << 30);
+  check_not_negative("latency-budget", o.latency_budget);
   const float logit = 0;
   candidates({&logit, 1}, {o.temperature, o.top_k, o.top_p});
 }

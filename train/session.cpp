@@ -11,7 +11,6 @@
 #include "tensor/error.h"
 #include "train/checkpoint.h"
 #include "train/gates.h"
-#include "train/sampler.h"
 #include "train/signals.h"
 
 namespace proteus {
@@ -20,7 +19,6 @@ namespace {
 using nlohmann::ordered_json;
 
 constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();  // becomes null in JSON
-constexpr std::uint64_t kSampleStream = std::uint64_t{3} << 40;
 constexpr std::int64_t kProbeRows = 4;
 
 /// Everything of a run that the loop below touches.
@@ -114,6 +112,18 @@ struct Session {
     }
   }
 
+  void log_decisions() {
+    for (std::int64_t l = 0; l < model.layers(); ++l) {
+      const AspaAttention* layer = aspa_layer(model, l);
+      if (!layer || !layer->telemetry().decision) continue;
+      const DensityDecision& d = *layer->telemetry().decision;
+      ordered_json json = line();
+      json["density_decision"] = {
+          {"layer", l}, {"density", d.density}, {"k_before", d.k_before}, {"k_after", d.k_after}};
+      folder.log(json);
+    }
+  }
+
   bool due(std::int64_t every) const {
     return every > 0 && trainer.steps_done() % every == 0 && !trainer.finished();
   }
@@ -128,6 +138,7 @@ struct Session {
       progress.step(trainer.steps_done(), step.loss, step.tokens);
       result.tokens += step.tokens;
       log_step(step);
+      log_decisions();
       operate_on_gates();
       if (due(options.training.eval_every)) evaluate_now();
       if (due(options.training.checkpoint_every)) save();
@@ -146,7 +157,8 @@ void describe_model(const Transformer& model, std::int64_t context, RunResult& r
 
 }  // namespace
 
-TrainerConfig trainer_config(const TrainingOptions& o) {
+TrainerConfig trainer_config(const Options& options, std::uint64_t seed) {
+  const TrainingOptions& o = options.training;
   TrainerConfig c;
   c.steps = o.steps;
   c.lr = o.lr;
@@ -159,6 +171,12 @@ TrainerConfig trainer_config(const TrainingOptions& o) {
   c.weight_decay = o.weight_decay;
   c.clip = o.clip;
   c.grad_accum = o.grad_accum;
+  using Kind = AlphaSchedule::Kind;
+  c.alpha.kind = options.aspa.alpha_schedule == "ramp"     ? Kind::ramp
+                 : options.aspa.alpha_schedule == "sample" ? Kind::sampled
+                                                           : Kind::fixed;
+  c.alpha.steps = options.aspa.alpha_ramp;
+  c.alpha.seed = seed;
   return c;
 }
 
@@ -194,7 +212,7 @@ RunResult run_session(const Options& options, const Arm& arm, const Task& task,
     saved = load_checkpoint(config.checkpoint);
     restore_model(*model, saved->model, config.checkpoint);  // before the optimizer takes shapes
   }
-  Trainer trainer(*model, trainer_config(options.training), task.train);
+  Trainer trainer(*model, trainer_config(options, config.seed), task.train);
   if (saved) trainer.restore(saved->optimizer, saved->state, config.checkpoint);
   Progress progress(config.label, options.training.steps, options.training.log_every, mode, stdout,
                     trainer.steps_done());
@@ -217,66 +235,6 @@ std::int64_t checkpoint_step(const std::string& checkpoint) {
     throw FileError(checkpoint + ": state.json: expected the counter \"step\"");
   }
   return json["step"];
-}
-
-namespace {
-
-/// What follows a growing text: token by token while it fits the context that the model was trained
-/// on, and anew for the last `context` tokens beyond that.
-class Continuation {
- public:
-  explicit Continuation(Transformer& model) : model_(model), sequence_(model.begin_sequence()) {}
-
-  Tensor logits(const std::vector<std::int32_t>& ids) {
-    const auto size = static_cast<std::int64_t>(ids.size());
-    const std::int64_t context = model_.config().context;
-    if (size > context) {
-      const std::span<const std::int32_t> last(ids.data() + (size - context),
-                                               static_cast<std::size_t>(context));
-      return model_.last_logits(Tensor::from_data<std::int32_t>(last, {1, context}));
-    }
-    DecodeState* const sequence = &sequence_;
-    Tensor out;
-    while (sequence_.position < size) {
-      const auto at = static_cast<std::size_t>(sequence_.position);
-      out = model_.step(Tensor::from_data<std::int32_t>(std::span(&ids[at], 1), {1}),
-                        std::span(&sequence, 1));
-    }
-    return out;
-  }
-
- private:
-  Transformer& model_;
-  DecodeState sequence_;
-};
-
-}  // namespace
-
-std::string generate(Transformer& model, const Tokenizer& tokenizer, const SamplingOptions& options,
-                     std::uint64_t seed) {
-  std::vector<std::int32_t> ids;
-  if (!options.prompt.empty()) {
-    ids = tokenizer.encode_option(options.prompt, "--prompt");
-  } else {
-    try {
-      ids = tokenizer.encode_option("\n", "--prompt");
-    } catch (const ConfigError&) {
-      ids = {0};  // a text without line breaks
-    }
-  }
-  const bool training = model.training();
-  model.set_training(false);
-  const SamplerConfig config{options.temperature, options.top_k, options.top_p};
-  const std::size_t start = options.prompt.empty() ? ids.size() : 0;
-  Continuation next(model);
-  for (std::int64_t i = 0; i < options.sample_tokens; ++i) {
-    const Tensor logits = next.logits(ids);
-    const std::span<const float> row(logits.data<float>(),
-                                     static_cast<std::size_t>(logits.numel()));
-    ids.push_back(sample_token(row, config, {seed, kSampleStream}, static_cast<std::uint64_t>(i)));
-  }
-  model.set_training(training);
-  return tokenizer.decode(std::span(ids).subspan(start));
 }
 
 ordered_json arm_json(const RunResult& r) {

@@ -70,15 +70,10 @@ RunResult run_session(const Options& options, const Arm& arm, const Task& task,
                       std::unique_ptr<Transformer>& model);
 
 /// The part of the options that a Trainer takes.
-TrainerConfig trainer_config(const TrainingOptions& options);
+TrainerConfig trainer_config(const Options& options, std::uint64_t seed);
 
 /// The step that a checkpoint stands at, for RunFolder. Throws FileError.
 std::int64_t checkpoint_step(const std::string& checkpoint);
-
-/// Text that continues `prompt` (empty = a line break, or the first id where there is none), with
-/// the sampling options and a sliding window of the model's context.
-std::string generate(Transformer& model, const Tokenizer& tokenizer, const SamplingOptions& options,
-                     std::uint64_t seed);
 
 /// The fields of an arm in summary.json.
 nlohmann::ordered_json arm_json(const RunResult& result);

@@ -13,6 +13,7 @@
 #include "optim/schedule.h"
 #include "optim/sgd.h"
 #include "tensor/error.h"
+#include "train/models.h"
 
 namespace proteus {
 namespace {
@@ -60,6 +61,30 @@ class EvaluationMode {
   bool before_;
 };
 
+/// Gives every ASPA layer the schedule's alpha until the end of the scope.
+class ScheduledAlpha {
+ public:
+  ScheduledAlpha(const Transformer& model, const AlphaSchedule& schedule, std::int64_t step) {
+    if (schedule.kind == AlphaSchedule::Kind::fixed) return;
+    for (std::int64_t l = 0; l < model.layers(); ++l) {
+      AspaAttention* layer = aspa_layer(model, l);
+      if (!layer) continue;
+      layers_.emplace_back(layer, layer->alpha());
+      AlphaSchedule scaled = schedule;
+      scaled.alpha = layer->alpha();
+      layer->set_alpha(scaled.at(step));
+    }
+  }
+  ~ScheduledAlpha() {
+    for (const auto& [layer, alpha] : layers_) layer->set_alpha(alpha);
+  }
+  ScheduledAlpha(const ScheduledAlpha&) = delete;
+  ScheduledAlpha& operator=(const ScheduledAlpha&) = delete;
+
+ private:
+  std::vector<std::pair<AspaAttention*, double>> layers_;
+};
+
 }  // namespace
 
 Trainer::Trainer(Transformer& model, const TrainerConfig& config, BatchSource batch)
@@ -78,6 +103,7 @@ StepResult Trainer::step() {
   model_.set_training(true);
   optimizer_->zero_grad();
   const std::int64_t step = steps_done();
+  const ScheduledAlpha alpha(model_, config_.alpha, step);
   StepResult result;
   result.lr = learning_rate();
   const double share = 1.0 / static_cast<double>(config_.grad_accum);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "aspa/controllers.h"
 #include "nn/transformer.h"
 #include "optim/optimizer.h"
 #include "train/batch.h"
@@ -28,6 +29,8 @@ struct TrainerConfig {
   double weight_decay = 0.1;
   double clip = 1;              ///< largest global gradient norm; 0 = do not clip
   std::int64_t grad_accum = 1;  ///< batches whose mean gradient makes one step
+  /// alpha of ASPA layers during a step; between steps they have their own.
+  AlphaSchedule alpha;
 };
 
 struct StepResult {

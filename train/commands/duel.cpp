@@ -6,6 +6,7 @@
 
 #include "train/commands.h"
 #include "train/commands/text.h"
+#include "train/generate.h"
 
 namespace proteus {
 namespace {
@@ -69,7 +70,7 @@ int run_duel(const Options& given) {
       if (entry.result.interrupted) {
         return say_interrupted("proteus train --resume --checkpoint " + config.checkpoint);
       }
-      entry.sample = generate(*model, dataset.tokenizer(), options.sampling, seed);
+      entry.sample = generate(*model, dataset.tokenizer(), options.sampling, seed).text;
       entries.push_back(std::move(entry));
       folder.write_summary(summary(options, dataset, entries));
     }

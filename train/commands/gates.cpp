@@ -110,7 +110,7 @@ int run_gates(const Options& options) {
   nlohmann::ordered_json json{{"command", "gates"}, {"checkpoint", path}};
   if (!o.edit.empty()) {
     if (o.layer < 0) throw ConfigError("--layer: expected the layer to operate on, got nothing");
-    Trainer trainer(*model, trainer_config(about.options.training), {});
+    Trainer trainer(*model, trainer_config(about.options, about.seed), {});
     trainer.restore(saved.optimizer, saved.state, path);
     model->set_training(false);
     const std::int64_t T = std::min<std::int64_t>(about.options.model.context, 256);

@@ -6,20 +6,25 @@
 #include "train/commands.h"
 #include "train/commands/model_file.h"
 #include "train/commands/text.h"
+#include "train/generate.h"
 
 namespace proteus {
 
 int run_sample(const Options& options) {
   const LoadedModel loaded = load_model(options.checkpoint.checkpoint);
   RunFolder folder(options);
-  const std::string text = generate(*loaded.model, loaded.tokenizer, options.sampling,
-                                    static_cast<std::uint64_t>(options.common.seed));
+  const Generated generated = generate(*loaded.model, loaded.tokenizer, options.sampling,
+                                       static_cast<std::uint64_t>(options.common.seed));
   nlohmann::ordered_json json = summary_head(options);
   json["checkpoint"] = options.checkpoint.checkpoint;
   json["prompt"] = options.sampling.prompt;
-  json["text"] = text;
+  json["text"] = generated.text;
+  json["control"] = nlohmann::ordered_json::array();
+  for (const auto& d : generated.decisions) {
+    json["control"].push_back({{"alpha", d.alpha}, {"window", d.window}, {"why", d.why}});
+  }
   folder.write_summary(json);
-  fmt::print("{}\n", text);
+  fmt::print("{}\n", generated.text);
   return 0;
 }
 

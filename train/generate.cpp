@@ -1,0 +1,121 @@
+#include "train/generate.h"
+
+#include <chrono>
+#include <optional>
+#include <span>
+
+#include "tensor/error.h"
+#include "train/models.h"
+#include "train/sampler.h"
+
+namespace proteus {
+namespace {
+
+constexpr std::uint64_t kSampleStream = std::uint64_t{3} << 40;
+
+/// What follows a growing text: token by token while it fits the context that the model was trained
+/// on, and anew for the last `context` tokens beyond that.
+class Continuation {
+ public:
+  explicit Continuation(Transformer& model) : model_(model), sequence_(model.begin_sequence()) {}
+
+  Tensor logits(const std::vector<std::int32_t>& ids) {
+    const auto size = static_cast<std::int64_t>(ids.size());
+    const std::int64_t context = model_.config().context;
+    if (size > context) {
+      const std::span<const std::int32_t> last(ids.data() + (size - context),
+                                               static_cast<std::size_t>(context));
+      return model_.last_logits(Tensor::from_data<std::int32_t>(last, {1, context}));
+    }
+    DecodeState* const sequence = &sequence_;
+    Tensor out;
+    while (sequence_.position < size) {
+      const auto at = static_cast<std::size_t>(sequence_.position);
+      out = model_.step(Tensor::from_data<std::int32_t>(std::span(&ids[at], 1), {1}),
+                        std::span(&sequence, 1));
+    }
+    return out;
+  }
+
+ private:
+  Transformer& model_;
+  DecodeState sequence_;
+};
+
+/// A latency controller over all ASPA layers of a model; without a budget it does nothing.
+class Budget {
+ public:
+  Budget(const Transformer& model, double ms) {
+    if (ms <= 0) return;
+    for (std::int64_t l = 0; l < model.layers(); ++l) {
+      AspaAttention* layer = aspa_layer(model, l);
+      if (!layer || layer->config().routed_heads == 0) continue;
+      layers_.push_back({layer, layer->alpha(), layer->config().window});
+    }
+    if (!layers_.empty()) controller_.emplace(ms, layers_[0].alpha, layers_[0].window);
+  }
+  ~Budget() {
+    for (const Layer& l : layers_) {
+      l.layer->set_alpha(l.alpha);
+      l.layer->set_window(l.window);
+    }
+  }
+  Budget(const Budget&) = delete;
+  Budget& operator=(const Budget&) = delete;
+
+  void observe(std::chrono::duration<double, std::milli> taken) {
+    if (!controller_) return;
+    const auto decision = controller_->observe(taken.count());
+    if (!decision) return;
+    for (const Layer& l : layers_) {
+      l.layer->set_alpha(decision->alpha);
+      l.layer->set_window(decision->window);
+    }
+    decisions_.push_back(*decision);
+  }
+  const std::vector<LatencyController::Decision>& decisions() const { return decisions_; }
+
+ private:
+  struct Layer {
+    AspaAttention* layer;
+    double alpha;
+    std::int64_t window;
+  };
+  std::vector<Layer> layers_;
+  std::optional<LatencyController> controller_;
+  std::vector<LatencyController::Decision> decisions_;
+};
+
+}  // namespace
+
+Generated generate(Transformer& model, const Tokenizer& tokenizer, const SamplingOptions& options,
+                   std::uint64_t seed) {
+  std::vector<std::int32_t> ids;
+  if (!options.prompt.empty()) {
+    ids = tokenizer.encode_option(options.prompt, "--prompt");
+  } else {
+    try {
+      ids = tokenizer.encode_option("\n", "--prompt");
+    } catch (const ConfigError&) {
+      ids = {0};  // a text without line breaks
+    }
+  }
+  const bool training = model.training();
+  model.set_training(false);
+  const SamplerConfig config{options.temperature, options.top_k, options.top_p};
+  const std::size_t start = options.prompt.empty() ? ids.size() : 0;
+  Continuation next(model);
+  Budget budget(model, options.latency_budget);
+  for (std::int64_t i = 0; i < options.sample_tokens; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    const Tensor logits = next.logits(ids);
+    budget.observe(std::chrono::steady_clock::now() - begin);
+    const std::span<const float> row(logits.data<float>(),
+                                     static_cast<std::size_t>(logits.numel()));
+    ids.push_back(sample_token(row, config, {seed, kSampleStream}, static_cast<std::uint64_t>(i)));
+  }
+  model.set_training(training);
+  return {tokenizer.decode(std::span(ids).subspan(start)), budget.decisions()};
+}
+
+}  // namespace proteus
