@@ -9,12 +9,16 @@ find_package(xxHash REQUIRED)
 
 set(PROTEUS_HAVE_ONEDNN OFF)
 if(PROTEUS_ONEDNN)
-  find_package(dnnl QUIET)
+  # Debian's package demands OpenCL's development files and stops the configuration without them.
+  find_package(OpenCL QUIET)
+  if(OpenCL_FOUND)
+    find_package(dnnl QUIET)
+  endif()
   if(dnnl_FOUND)
     set(PROTEUS_HAVE_ONEDNN ON)
     message(STATUS "oneDNN ${dnnl_VERSION}: used for f32 matrix products")
   else()
-    message(STATUS "oneDNN: not found, left out; matrix products use Eigen (apt: libdnnl-dev)")
+    message(STATUS "oneDNN: not found, left out; matrix products use Eigen (apt: libdnnl-dev ocl-icd-opencl-dev)")
   endif()
 endif()
 

@@ -150,7 +150,8 @@ std::vector<std::string> missing(const CpuInfo& cpu) {
   std::vector<std::string> list;
   if (std::string(PROTEUS_ONEDNN_VERSION).empty()) {
     list.emplace_back(
-        "oneDNN: not compiled in, matrix products use Eigen (apt install libdnnl-dev, configure "
+        "oneDNN: not compiled in, matrix products use Eigen (apt install libdnnl-dev "
+        "ocl-icd-opencl-dev, configure "
         "and "
         "build again)");
   }
