@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <vector>
 
 #include "tensor/ops/gemm_tiling.h"
 #include "tensor/ops/tile_gemm.h"
@@ -21,17 +20,18 @@ struct Cut {
   std::int64_t chunks = 1;
 };
 
-// The cheapest cut by a small cost model, in multiply-adds: those of a task, the copies of its
-// operands (measured: about 15 an element), its start, and the sum over the chunks. Waves of tasks
+// The cheapest cut by a small cost model, in multiply-adds: those of a task, fetching a (measured:
+// about 8 an element) and copying b (15), its start, and the sum over the chunks. Waves of tasks
 // are counted for 2 and for 16 threads, so that the cut suits both and depends on neither.
 Cut choose(std::int64_t M, std::int64_t N, std::int64_t K) {
+  constexpr double kFetch = 8;
   constexpr double kCopy = 15;
   constexpr double kStart = 1e5;
   constexpr double kSum = 8;
   constexpr std::int64_t kLeastDepth = 192;
   Cut best;
   double lowest = std::numeric_limits<double>::infinity();
-  for (const std::int64_t rows : {48, 64, 96, 128, 192}) {
+  for (const std::int64_t rows : {48, 64, 96, 128, 192, 384}) {
     for (const std::int64_t columns : {64, 128, 192, 256, 384, 512}) {
       for (std::int64_t chunks = 1; chunks <= 16; chunks *= 2) {
         if (chunks > 1 && K < chunks * kLeastDepth) break;
@@ -42,7 +42,8 @@ Cut choose(std::int64_t M, std::int64_t N, std::int64_t K) {
         const auto m = static_cast<double>(cut.m);
         const auto n = static_cast<double>(cut.n);
         const std::int64_t tasks = ceil_div(M, cut.m) * ceil_div(N, cut.n) * chunks;
-        const double task = static_cast<double>(cut.depth) * (m * n + kCopy * (m + n)) + kStart;
+        const double task =
+            static_cast<double>(cut.depth) * (m * n + kFetch * m + kCopy * n) + kStart;
         const double sum = chunks == 1 ? 0
                                        : kSum * static_cast<double>(M) * static_cast<double>(N) *
                                              static_cast<double>(chunks);
@@ -89,9 +90,10 @@ struct Rows {
   }
 };
 
-// c [m, n] = a [K, m]ᵀ · b [K, n], on the calling thread.
+// c [m, n] = a [K, m]ᵀ · b [K, n], on the calling thread. a is read where it lies: a strip of it is
+// a few columns of kDepth rows, which stay in the second-level cache for all panels of b.
 void multiply(std::int64_t K, const Rows& a, const Rows& b, float* c, std::int64_t ldc) {
-  constexpr std::int64_t kDepth = 128;  // a panel of b stays in the first-level cache
+  constexpr std::int64_t kDepth = 96;  // a panel of b takes half of the first-level cache
   constexpr std::int64_t kWidth = 64;
   constexpr std::int64_t kStrip = 6;  // rows of the microkernel
   const std::int64_t m = a.columns;
@@ -100,17 +102,14 @@ void multiply(std::int64_t K, const Rows& a, const Rows& b, float* c, std::int64
   // loses the stream meanwhile. What fits the second-level cache needs none of it.
   const bool far = K * (m + n) > (std::int64_t{1} << 17);
   const std::int64_t few = ceil_div(kDepth, ceil_div(m, kStrip) * ceil_div(n, kWidth));
-  thread_local std::vector<float> buffer;
-  buffer.resize(static_cast<std::size_t>(kDepth * (m + kWidth)));
-  float* block = buffer.data();
-  float* panel = block + kDepth * m;
+  alignas(64) float panel[kDepth * kWidth];
   for (std::int64_t k = 0; k < K; k += kDepth) {
     const std::int64_t depth = std::min(kDepth, K - k);
     const std::int64_t ahead = std::min(kDepth, K - k - depth);
     const Rows next_a{a.base + (k + depth) * a.ld, a.ld, m};
     const Rows next_b{b.base + (k + depth) * b.ld, b.ld, n};
     std::int64_t fetched = 0;
-    Rows{a.base + k * a.ld, a.ld, m}.copy_to(block, m, depth);
+    const float* strip = a.base + k * a.ld;
     for (std::int64_t j = 0; j < n; j += kWidth) {
       const std::int64_t width = std::min(kWidth, n - j);
       Rows{b.base + k * b.ld + j, b.ld, width}.copy_to(panel, kWidth, depth);
@@ -121,8 +120,8 @@ void multiply(std::int64_t K, const Rows& a, const Rows& b, float* c, std::int64
           next_b.prefetch(fetched, end);
           fetched = end;
         }
-        tile::gemm<float>(std::min(kStrip, m - i), width, depth, {block + i, 1, m, nullptr}, panel,
-                          kWidth, {c + i * ldc + j, ldc, nullptr}, k > 0);
+        tile::gemm<float>(std::min(kStrip, m - i), width, depth, {strip + i, 1, a.ld, nullptr},
+                          panel, kWidth, {c + i * ldc + j, ldc, nullptr}, k > 0);
       }
     }
   }
