@@ -5,41 +5,23 @@
 #include <algorithm>
 #include <cmath>
 
-#include "aspa/balance.h"
-#include "aspa/controllers.h"
 #include "aspa/slider.h"
 #include "autograd/attention.h"
 #include "autograd/checkpoint.h"
 #include "autograd/elementwise.h"
 #include "autograd/gemm.h"
 #include "autograd/grouped_gemm.h"
-#include "autograd/pack.h"
 #include "autograd/rope.h"
 #include "autograd/tape.h"
 #include "autograd/view.h"
 #include "nn/init.h"
 #include "tensor/error.h"
 #include "tensor/ops/rope.h"
-#include "tensor/ops/select.h"
 
 namespace proteus {
 namespace {
 
 constexpr double kKeyShiftInit = 0.5;
-constexpr std::int64_t kRecentTokens = 64;  // offered to dead gates, per optimizer step
-constexpr std::uint64_t kNoiseStream = std::uint64_t{1} << 40;  // of revived gates, per step
-
-// Some rows of x [N, R], evenly spread.
-Tensor spread_rows(const Tensor& x) {
-  const std::int64_t m = std::min(kRecentTokens, x.size(0));
-  Tensor out = Tensor::empty({m, x.size(1)}, x.dtype(), x.device());
-  for (std::int64_t i = 0; i < m; ++i) out.select(0, i).copy_(x.select(0, i * x.size(0) / m));
-  return out;
-}
-
-Tensor every_head(std::int64_t tokens, std::int64_t Hr) {
-  return Tensor::arange(Hr, DType::i32).unsqueeze(0).expand({tokens, Hr}).contiguous();
-}
 
 // Pairs (query, key) of one stream of n entries: sum over its queries of what they see.
 double visited_pairs(double alpha, std::int64_t window, std::int64_t anchors, double entries) {
@@ -96,6 +78,7 @@ void AspaAttention::make_routed(double output_std, Generator& init) {
   if (c.salience.enabled()) {
     salience_ = &add_child("salience", std::make_unique<Salience>(c, init));
   }
+  gating_ = std::make_unique<Gating>(config_, *router_, salience_);
 }
 
 void AspaAttention::set_alpha(double alpha) {
@@ -103,16 +86,10 @@ void AspaAttention::set_alpha(double alpha) {
   changed.alpha = alpha;
   changed.validate();
   config_ = changed;
-  telemetry_.alpha = alpha;
-  telemetry_.k = config_.routed_heads > 0 ? k() : 0;
-  telemetry_.density = config_.routed_heads > 0 ? static_cast<double>(telemetry_.k) /
-                                                      static_cast<double>(config_.routed_heads)
-                                                : 0;
+  if (gating_) gating_->refresh();
 }
 
-std::int64_t AspaAttention::k() const {
-  return slider::routed_heads(config_.alpha, router_->established(), router_->k());
-}
+std::int64_t AspaAttention::k() const { return gating_->k(); }
 
 void AspaAttention::set_window(std::int64_t window) {
   AspaConfig changed = config_;
@@ -123,23 +100,8 @@ void AspaAttention::set_window(std::int64_t window) {
 }
 
 void AspaAttention::set_k(std::int64_t k) {
-  if (k < 1 || k > router().established()) {
-    throw ConfigError(fmt::format("aspa: k: expected 1 to {} (= established routed heads), got {}",
-                                  router_->established(), k));
-  }
-  router_->set_k(k);
-  telemetry_.k = this->k();
-}
-
-void AspaAttention::control_density() {
-  telemetry_.decision.reset();
-  const DensityConfig& d = config_.density;
-  if (d.target <= 0 || router_->steps() % d.every != 0) return;
-  const std::int64_t before = router_->k();
-  const std::int64_t after = controlled_k(d, telemetry_.density, before, router_->established());
-  if (after == before) return;
-  telemetry_.decision = {router_->steps(), telemetry_.density, before, after};
-  set_k(after);
+  router();  // there must be one
+  gating_->set_k(k);
 }
 
 HeadTables AspaAttention::head_tables() const {
@@ -155,13 +117,7 @@ void AspaAttention::replace(const RouterTables& tables, const HeadTables& heads)
   weights_.o.resize(heads.o);
   if (weights_.sink.defined()) weights_.sink.resize(heads.sink);
   config_.routed_heads = tables.theta_q.numel();
-  for (auto& counts : counts_) counts.clear();
-  kept_ = {};
-  tokens_ = 0;
-  update_ = {};
-  probe_.reset();
-  last_probe_.reset();
-  set_alpha(config_.alpha);
+  gating_->restart();
 }
 
 Router& AspaAttention::router() {
@@ -172,6 +128,11 @@ Router& AspaAttention::router() {
 const Router& AspaAttention::router() const {
   if (!router_) throw ConfigError("aspa: router: this layer has no routed heads");
   return *router_;
+}
+
+const AspaTelemetry& AspaAttention::telemetry() const {
+  static const AspaTelemetry nothing;
+  return gating_ ? gating_->telemetry() : nothing;
 }
 
 std::int64_t AspaAttention::rotated_width() const {
@@ -237,98 +198,40 @@ Variable AspaAttention::blended_gate(const Variable& z) const {
 
 Selection AspaAttention::select(const Variable& x) {
   const NoGradGuard no_grad;
-  return route(x, weights_.mu.defined() ? key_shift(x, weights_.mu) : x).selection;
+  const Routed routed = route(x, weights_.mu.defined() ? key_shift(x, weights_.mu) : x);
+  return {routed.query.heads, routed.key.heads};
 }
 
 AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_key) {
   const std::int64_t B = x.size(0);
-  const std::int64_t N = B * x.size(1);
-  const std::int64_t Hr = config_.routed_heads;
-  Routed out;
-  // At alpha = 0 every token enters every head and every gate is off: the router does not run.
-  const bool gated = config_.alpha > 0;
-  if (gated) {
-    out.query = router_->project(x);
-    out.key = weights_.mu.defined() ? router_->project(x_key) : out.query;
+  const std::int64_t T = x.size(1);
+  Variable query;
+  Variable key;
+  if (gating_->gated()) {
+    query = router_->project(x);
+    key = weights_.mu.defined() ? router_->project(x_key) : query;
   }
-  const Tensor time = gated ? ops::sequence_positions(B, x.size(1)) : Tensor();
-  const auto decided = decide([&]() -> std::vector<Tensor> {
-    if (!gated) return {every_head(N, Hr), {}, {}, {}};
-    if (forced_ && !salience_) return {{}, {}, {}, {}};
-    const Choice query = choose(Role::query, out.query.value(), time);
-    const Choice key = choose(Role::key, out.key.value(), time);
-    return {query.heads, key.heads, query.nearest, key.nearest};
-  });
-  if (forced_) {
-    check_selection(*forced_, N, Hr);
-    out.selection = *forced_;
-  } else {
-    out.selection = {decided[0], gated ? decided[1] : decided[0]};
-  }
-  if (gated && salience_) {
-    out.query_salience = salience_of(out.query, decided[2]);
-    out.key_salience = salience_of(out.key, decided[3]);
-  }
-  if (probing_) probe_ = out.selection;
-  out.rows = pack_selection(out.selection, B, Hr, visible_entries(x.size(1)));
+  Routed out{gating_->route(Role::query, query, B, T), gating_->route(Role::key, key, B, T), {}};
+  out.rows =
+      pack_selection({out.query.heads, out.key.heads}, B, config_.routed_heads, visible_entries(T));
   return out;
-}
-
-AspaAttention::Choice AspaAttention::choose(Role role, const Tensor& projected,
-                                            const Tensor& time) const {
-  Choice out;
-  if (salience_) {
-    auto scored = router_->logits_and_nearest(projected);
-    out.z = std::move(scored.z);
-    out.nearest = std::move(scored.nearest);
-  } else {
-    out.z = router_->logits(projected);
-  }
-  const Tensor& theta = router_->theta(role);
-  Tensor count;
-  if (config_.top_p < 1) {
-    const std::int64_t least =
-        slider::routed_heads(config_.alpha, router_->established(), config_.k_min);
-    count = ops::nucleus_counts(out.z, config_.top_p, least, k(), theta);
-  }
-  if (salience_) {
-    const NoGradGuard no_grad;
-    const Tensor scores = salience_of(Variable(projected), out.nearest).value();
-    count = salience_->keep_counts(role, scores, time, config_.alpha, k(), count);
-  }
-  out.heads = ops::topk_heads(out.z, k(), theta, count, router_->extra_heads());
-  return out;
-}
-
-Variable AspaAttention::salience_of(const Variable& projected, const Tensor& nearest) const {
-  return salience_->scores(projected, router_->gate_state().p, nearest);
-}
-
-Variable AspaAttention::row_salience(const Variable& salience, const PackedRows& rows) const {
-  return reshape(gather_rows(reshape(salience, {salience.size(0), 1}), rows), {rows.rows()});
 }
 
 Variable AspaAttention::routed_forward(const Variable& x, const Variable& x_key) {
   const Routed routed = route(x, x_key);
   const PackedRows& query_rows = routed.rows.query;
-  Variable key_bias;
+  const PackedRows& key_rows = routed.rows.key;
   Variable gate;
-  if (config_.alpha > 0) {
-    const RowLogitsVar query = router_->row_logits(routed.query, query_rows);
-    const RowLogitsVar key = router_->row_logits(routed.key, routed.rows.key);
-    // r = (1−α) + α·2σ(z)·2σ(S) and β = α·(log σ(z) + log 2σ(S)).
-    if (config_.query_gate) gate = scale(sigmoid(query.z), 2);
-    if (config_.key_bias) key_bias = log_sigmoid(key.z);
-    if (salience_) {
-      const Variable weight = scale(sigmoid(row_salience(routed.query_salience, query_rows)), 2);
-      gate = gate.defined() ? mul(gate, weight) : weight;
-      const Variable bias =
-          shift(log_sigmoid(row_salience(routed.key_salience, routed.rows.key)), std::log(2.0));
-      key_bias = key_bias.defined() ? add(key_bias, bias) : bias;
+  Variable key_bias;
+  if (gating_->gated()) {
+    const RowLogitsVar query = router_->row_logits(routed.query.projected, query_rows);
+    const RowLogitsVar key = router_->row_logits(routed.key.projected, key_rows);
+    gate = gating_->open(config_.query_gate ? query.z : Variable(), routed.query, query_rows);
+    key_bias = gating_->key_bias(config_.key_bias ? key.z : Variable(), routed.key, key_rows);
+    if (training() && !recomputing()) {
+      gating_->collect(Role::query, routed.query, query_rows, query.share);
+      gating_->collect(Role::key, routed.key, key_rows, key.share);
     }
-    if (gate.defined()) gate = shift(scale(gate, config_.alpha), 1 - config_.alpha);
-    if (key_bias.defined()) key_bias = scale(key_bias, config_.alpha);
-    if (training() && !recomputing()) collect(routed, query.share, key.share);
   }
   Variable y = routed_values(x, x_key, routed.rows, key_bias);
   if (gate.defined()) y = scale_rows(y, gate);
@@ -359,103 +262,22 @@ Variable AspaAttention::routed_values(const Variable& x, const Variable& x_key,
   return reshape(o, {rows.query.rows(), D});
 }
 
-void AspaAttention::collect(const Routed& routed, const Tensor& query_share,
-                            const Tensor& key_share) {
-  tokens_ += routed.query.size(0);
-  collect_role(Role::query, routed.query, routed.rows.query, query_share);
-  collect_role(Role::key, routed.key, routed.rows.key, key_share);
-  if (!salience_) return;
-  salience_->collect(Role::query, routed.query_salience.value());
-  salience_->collect(Role::key, routed.key_salience.value());
-}
-
-void AspaAttention::collect_role(Role role, const Variable& projected, const PackedRows& rows,
-                                 const Tensor& share) {
-  const std::int64_t B = rows.sequences();
-  const Tensor host = rows.offsets.to(kCpu);
-  const auto* offsets = host.data<std::int32_t>();
-  auto& counts = counts_[static_cast<std::size_t>(role)];
-  counts.resize(static_cast<std::size_t>(config_.routed_heads));
-  for (std::int64_t h = 0; h < config_.routed_heads; ++h) {
-    counts[static_cast<std::size_t>(h)] += offsets[(h + 1) * B] - offsets[h * B];
-  }
-  auto& kept = kept_[static_cast<std::size_t>(role)];
-  for (std::int64_t n = 0; n < rows.tokens(); ++n) {
-    kept += rows.row_of.data<std::int32_t>()[n * rows.slots()] >= 0 ? 1 : 0;
-  }
-  if (!config_.prototypes.enabled) return;
-  const ops::GateStatistics sums = router_->statistics(projected.value(), rows, share);
-  if (!update_.weight_sum.defined()) {
-    update_.weight_sum = sums.weight_sum;
-    update_.weighted_sum = sums.weighted_sum;
-  } else {
-    update_.weight_sum.add_(sums.weight_sum);
-    update_.weighted_sum.add_(sums.weighted_sum);
-  }
-  update_.recent = spread_rows(projected.value());
-}
-
 void AspaAttention::after_step(double rate) {
-  if (!router_ || tokens_ == 0) return;
-  const auto loads = [&](Role role) {
-    std::vector<double> load;
-    for (const std::int64_t n : counts_[static_cast<std::size_t>(role)]) {
-      load.push_back(static_cast<double>(n) / static_cast<double>(tokens_));
-    }
-    return load;
-  };
-  const RoleLoads role_loads{loads(Role::query), loads(Role::key)};
-  const std::int64_t step = router_->steps();
-  update_thresholds(config_.balance, rate, role_loads, router_->theta(Role::query),
-                    router_->theta(Role::key));
-  if (salience_) salience_->after_step(rate);
-  if (config_.prototypes.enabled) {
-    const GateState gates = router_->gate_state();
-    PrototypeConfig prototypes = config_.prototypes;  // they settle with the router, too
-    if (config_.balance.follow_rate) prototypes.ema = 1 - (1 - prototypes.ema) * rate;
-    update_prototypes(prototypes, gates, update_);
-    telemetry_.dead_gates = static_cast<std::int64_t>(dead_gates(config_.prototypes, gates).size());
-    telemetry_.revived = 0;
-    if (config_.prototypes.revive) {
-      const RngKey noise{config_.seed, kNoiseStream * static_cast<std::uint64_t>(step + 1)};
-      telemetry_.revived =
-          static_cast<std::int64_t>(revive_gates(config_.prototypes, gates, update_, noise).size());
-    }
-    telemetry_.lambda = router_->lambda().value().item();
-  }
-  router_->count_step();
-  telemetry_.steps = router_->steps();
-  telemetry_.query = describe_load(role_loads.query);
-  telemetry_.key = describe_load(role_loads.key);
-  telemetry_.query.kept = static_cast<double>(kept_[0]) / static_cast<double>(tokens_);
-  telemetry_.key.kept = static_cast<double>(kept_[1]) / static_cast<double>(tokens_);
-  telemetry_.density = (telemetry_.query.heads + telemetry_.key.heads) / 2 /
-                       static_cast<double>(config_.routed_heads);
-  for (auto& counts : counts_) counts.clear();
-  kept_ = {};
-  tokens_ = 0;
-  update_ = {};
-  control_density();
+  if (gating_) gating_->after_step(rate);
 }
 
 void AspaAttention::force_selection(std::optional<Selection> selection) {
-  forced_ = std::move(selection);
+  router();  // there must be one
+  gating_->force(Role::query, selection ? selection->query : Tensor());
+  gating_->force(Role::key, selection ? selection->key : Tensor());
 }
 
 void AspaAttention::begin_probe() {
-  probing_ = true;
-  probe_.reset();
+  if (gating_) gating_->begin_probe();
 }
 
 void AspaAttention::end_probe() {
-  probing_ = false;
-  if (!probe_) return;
-  if (last_probe_ && last_probe_->query.size(0) == probe_->query.size(0)) {
-    telemetry_.churn_query = churn(last_probe_->query, probe_->query);
-    telemetry_.churn_key = churn(last_probe_->key, probe_->key);
-  }
-  last_probe_ = std::move(probe_);
-  probe_.reset();
+  if (gating_) gating_->end_probe();
 }
 
 const Tensor& AspaAttention::visible_entries(std::int64_t T) {

@@ -13,10 +13,8 @@
 #include <vector>
 
 #include "aspa/config.h"
-#include "aspa/routing.h"
-#include "aspa/salience.h"
+#include "aspa/gating.h"
 #include "aspa/selection.h"
-#include "aspa/telemetry.h"
 #include "nn/attention.h"
 #include "tensor/ops/attention.h"
 
@@ -79,7 +77,8 @@ class AspaAttention : public Attention {
   /// nullptr where all tokens enter routed heads (config().salience).
   const Salience* salience() const { return salience_; }
   const AspaWeights& weights() const { return weights_; }
-  const AspaTelemetry& telemetry() const { return telemetry_; }
+  /// Empty if the layer has no routed heads.
+  const AspaTelemetry& telemetry() const;
 
   /// The heads that the tokens of x enter, without running them.
   Selection select(const Variable& x);
@@ -92,31 +91,15 @@ class AspaAttention : public Attention {
 
  private:
   struct Routed {
-    Selection selection;
+    RoleRouting query, key;
     RoutedRows rows;
-    Variable query;  // x̃ of both roles, undefined where gates are off
-    Variable key;
-    Variable query_salience;  // S [N], undefined where every token is kept
-    Variable key_salience;
-  };
-  /// What the router decides for the tokens of one role.
-  struct Choice {
-    Tensor heads;    // i32 [N, k]
-    Tensor nearest;  // gate i32 [N], where salience needs it
-    Tensor z;        // [N, Hr]
   };
 
-  void control_density();
   void make_shared(double output_std, Generator& init);
   void make_routed(double output_std, Generator& init);
   Variable shared_forward(const Variable& x, const Variable& x_key);
   Variable routed_forward(const Variable& x, const Variable& x_key);
   Routed route(const Variable& x, const Variable& x_key);
-  /// x̃ [N, R] of tokens at positions `time` i32 [N].
-  Choice choose(Role role, const Tensor& projected, const Tensor& time) const;
-  Variable salience_of(const Variable& projected, const Tensor& nearest) const;
-  /// S per packed row.
-  Variable row_salience(const Variable& salience, const PackedRows& rows) const;
   Variable routed_values(const Variable& x, const Variable& x_key, const RoutedRows& rows,
                          const Variable& key_bias);
   /// The oldest of so many entries, other than anchors, that the newest query sees.
@@ -131,9 +114,6 @@ class AspaAttention : public Attention {
                             std::span<AttentionState* const> states);
   AttentionOptions attention_options();
   Variable blended_gate(const Variable& z) const;
-  void collect(const Routed& routed, const Tensor& query_share, const Tensor& key_share);
-  void collect_role(Role role, const Variable& projected, const PackedRows& rows,
-                    const Tensor& share);
   std::int64_t rotated_width() const;
   const Tensor& visible_entries(std::int64_t T);
 
@@ -142,19 +122,8 @@ class AspaAttention : public Attention {
   AspaWeights weights_;
   Router* router_ = nullptr;
   Salience* salience_ = nullptr;
-
-  // Sums since the last after_step().
-  std::array<std::vector<std::int64_t>, kRoles> counts_;
-  std::array<std::int64_t, kRoles> kept_{};
-  std::int64_t tokens_ = 0;
-  GateUpdate update_;
-
-  std::optional<Selection> forced_;
-  bool probing_ = false;
-  std::optional<Selection> probe_;
-  std::optional<Selection> last_probe_;
-  AspaTelemetry telemetry_;
-  Tensor visible_;  // [T + 1] of visible_entries, for visible_alpha_
+  std::unique_ptr<Gating> gating_;  // of the routed heads, null without any
+  Tensor visible_;                  // [T + 1] of visible_entries, for visible_alpha_
   double visible_alpha_ = -1;
 };
 

@@ -55,40 +55,45 @@ struct DensityConfig {
   std::int64_t every = 50;  ///< steps between decisions
 };
 
-struct AspaConfig {
-  std::int64_t width = 0;           ///< C
-  std::int64_t head_width = 64;     ///< D
-  std::int64_t shared_heads = 2;    ///< Hs
-  std::int64_t shared_window = 64;  ///< w: raw time that a shared head sees at α = 1
-  std::int64_t anchors = 4;         ///< A: first tokens (entries) that stay visible
-  std::int64_t routed_heads = 16;   ///< Hr
-  std::int64_t k = 2;               ///< routed heads that a token enters at α = 1, per role
+/// Gates in front of heads, or in front of the experts of a gated MLP.
+struct GatingConfig {
+  std::int64_t width = 0;          ///< C
+  std::int64_t routed_heads = 16;  ///< Hr
+  std::int64_t k = 2;              ///< routed heads that a token enters at α = 1, per role
   /// Below 1: not k, but the fewest heads whose softmax(z − θ) reaches this mass, from k_min to k.
   double top_p = 1;
   std::int64_t k_min = 1;
-  std::int64_t window = 128;  ///< W: entries of a packed stream that a query sees at α = 1
   std::int64_t gates_per_head = 4;
   std::int64_t routing_width = 64;  ///< R
   double alpha = 1;                 ///< from dense (0) to linear (1)
   double lambda = 5;                ///< initial weight of the prototypes
   bool frozen_router = false;       ///< U, w, λ stay as drawn
+  BalanceConfig balance;
+  PrototypeConfig prototypes;
+  SalienceConfig salience;
+  DensityConfig density;
+  DType dtype = DType::f32;  ///< of activations and weights; the router is f32 (f64 with f64)
+  std::uint64_t seed = 1;    ///< of the router's initial draw and of revived gates
+
+  /// At the start; surgery may change it.
+  std::int64_t gates() const { return routed_heads * gates_per_head; }
+};
+
+struct AspaConfig : GatingConfig {
+  std::int64_t head_width = 64;     ///< D
+  std::int64_t shared_heads = 2;    ///< Hs
+  std::int64_t shared_window = 64;  ///< w: raw time that a shared head sees at α = 1
+  std::int64_t anchors = 4;         ///< A: first tokens (entries) that stay visible
+  std::int64_t window = 128;        ///< W: entries of a packed stream that a query sees at α = 1
   bool key_shift = true;            ///< keys read x_t + μ ⊙ x_{t−1}
   bool shared_gate = true;          ///< shared heads are multiplied by 2σ(W_sg x)
   bool sink = true;                 ///< routed heads have the term α·exp(a_h)
   bool query_gate = true;           ///< routed outputs are multiplied by (1−α) + α·2σ(z^Q)
   bool key_bias = true;             ///< routed keys carry α·log σ(z^K)
   RopeSpan routed_rope = RopeSpan::half;
-  BalanceConfig balance;
-  PrototypeConfig prototypes;
-  SalienceConfig salience;
-  DensityConfig density;
-  double dropout = 0;        ///< of the attention weights
-  DType dtype = DType::f32;  ///< of activations and weights; the router is f32 (f64 with f64)
-  std::uint64_t seed = 1;    ///< of the router's initial draw and of revived gates
+  double dropout = 0;  ///< of the attention weights
 
   std::int64_t heads() const { return shared_heads + routed_heads; }
-  /// At the start; surgery may change it.
-  std::int64_t gates() const { return routed_heads * gates_per_head; }
   /// Throws ConfigError naming the option, the value and what is allowed.
   void validate() const;
 };

@@ -144,7 +144,7 @@ Tensor AspaAttention::shared_step(const Tensor& x, const Tensor& x_key,
 
 Tensor AspaAttention::routed_step(const Tensor& x, const Tensor& x_key,
                                   std::span<AttentionState* const> states) {
-  if (forced_) throw ConfigError("aspa: step: a forced selection is for forward() only");
+  if (gating_->forced()) throw ConfigError("aspa: step: a forced selection is for forward() only");
   const std::int64_t B = x.size(0);
   const std::int64_t Hr = config_.routed_heads;
   const bool gated = config_.alpha > 0;
@@ -159,10 +159,12 @@ Tensor AspaAttention::routed_step(const Tensor& x, const Tensor& x_key,
       const Tensor& in = role == Role::query ? x : x_key;
       const Tensor projected =
           router_->project(Variable(in.reshape({B, 1, config_.width}))).value();
-      const Choice choice = choose(role, projected, time);
+      const Gating::Choice choice = gating_->choose(role, projected, time);
       z[r] = choice.z;
       selected[r] = choice.heads;
-      if (salience_) salience[r] = salience_of(Variable(projected), choice.nearest).value();
+      if (salience_) {
+        salience[r] = gating_->salience_of(Variable(projected), choice.nearest).value();
+      }
     }
   }
   return dispatch_decode(config_.dtype, [&](auto tag) {

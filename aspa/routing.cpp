@@ -29,7 +29,7 @@ Tensor unit_rows(const Tensor& t) {
 
 }  // namespace
 
-Router::Router(const AspaConfig& c, Generator& init)
+Router::Router(const GatingConfig& c, Generator& init)
     : heads_(c.routed_heads), dtype_(c.dtype == DType::f64 ? DType::f64 : DType::f32) {
   const std::int64_t G = c.gates();
   const std::int64_t R = c.routing_width;

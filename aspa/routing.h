@@ -29,7 +29,7 @@ class Router : public Module {
  public:
   /// `init` draws U (std 1/√(3C), that of a plain linear layer), w (std 1/√R) and the first
   /// prototypes (random directions).
-  Router(const AspaConfig& config, Generator& init);
+  Router(const GatingConfig& config, Generator& init);
 
   /// f64 for a layer in f64, f32 otherwise.
   DType dtype() const { return dtype_; }

@@ -18,7 +18,7 @@ double level_alpha(int level) { return level / static_cast<double>(Salience::kLe
 
 // v starts small beside κ = 1, but not at zero: without prototypes equal scores would all be
 // skipped together.
-Salience::Salience(const AspaConfig& c, Generator& init) : config_(c.salience) {
+Salience::Salience(const GatingConfig& c, Generator& init) : config_(c.salience) {
   const DType dtype = c.dtype == DType::f64 ? DType::f64 : DType::f32;
   const double std = 1 / static_cast<double>(c.routing_width);
   v_ = add_parameter("v", Tensor::randn({c.routing_width}, init.next(), dtype, 0, std), Decay::no);

@@ -19,7 +19,7 @@ class Salience : public Module {
  public:
   static constexpr int kLevels = 5;
 
-  Salience(const AspaConfig& config, Generator& init);
+  Salience(const GatingConfig& config, Generator& init);
 
   /// S [N] of projected tokens x̃ [N, R]; `p` [G, R] and the nearest gate i32 [N] of each token are
   /// undefined without prototypes.

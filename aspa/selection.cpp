@@ -8,32 +8,6 @@
 #include "tensor/ops/routing.h"
 
 namespace proteus {
-namespace {
-
-void check_role(const char* role, const Tensor& heads, std::int64_t tokens, std::int64_t Hr) {
-  const std::string where = fmt::format("selection: {}", role);
-  if (heads.rank() != 2 || heads.size(0) != tokens) {
-    throw ShapeError(fmt::format("{}: expected [{}, k] (= tokens), got {}", where, tokens,
-                                 to_string(heads.shape())));
-  }
-  if (heads.dtype() != DType::i32) throw_dtype(where, heads.dtype(), "i32");
-  const Tensor host = heads.to(kCpu).contiguous();
-  const auto* values = host.data<std::int32_t>();
-  const std::int64_t k = heads.size(1);
-  for (std::int64_t i = 0; i < heads.numel(); ++i) {
-    const std::int32_t head = values[i];
-    const bool first = i % k == 0;
-    const bool ascending = first || head < 0 || (values[i - 1] >= 0 && values[i - 1] < head);
-    if (head < -1 || head >= Hr || !ascending) {
-      throw ConfigError(
-          fmt::format("{}: token {}: expected ascending heads below {} and then -1, got {}{}",
-                      where, i / k, Hr, first ? "" : fmt::format("{}, ", values[i - 1]), head));
-    }
-  }
-}
-
-}  // namespace
-
 RoutedRows pack_selection(const Selection& selection, std::int64_t B, std::int64_t Hr,
                           const Tensor& visible) {
   RoutedRows out;
@@ -54,9 +28,26 @@ Tensor row_positions(const PackedRows& rows) {
   return out;
 }
 
-void check_selection(const Selection& selection, std::int64_t tokens, std::int64_t Hr) {
-  check_role("query", selection.query, tokens, Hr);
-  check_role("key", selection.key, tokens, Hr);
+void check_heads(Role role, const Tensor& heads, std::int64_t tokens, std::int64_t Hr) {
+  const std::string where = fmt::format("selection: {}", role == Role::query ? "query" : "key");
+  if (heads.rank() != 2 || heads.size(0) != tokens) {
+    throw ShapeError(fmt::format("{}: expected [{}, k] (= tokens), got {}", where, tokens,
+                                 to_string(heads.shape())));
+  }
+  if (heads.dtype() != DType::i32) throw_dtype(where, heads.dtype(), "i32");
+  const Tensor host = heads.to(kCpu).contiguous();
+  const auto* values = host.data<std::int32_t>();
+  const std::int64_t k = heads.size(1);
+  for (std::int64_t i = 0; i < heads.numel(); ++i) {
+    const std::int32_t head = values[i];
+    const bool first = i % k == 0;
+    const bool ascending = first || head < 0 || (values[i - 1] >= 0 && values[i - 1] < head);
+    if (head < -1 || head >= Hr || !ascending) {
+      throw ConfigError(
+          fmt::format("{}: token {}: expected ascending heads below {} and then -1, got {}{}",
+                      where, i / k, Hr, first ? "" : fmt::format("{}, ", values[i - 1]), head));
+    }
+  }
 }
 
 AttentionPlan stream_plan(const RoutedRows& rows, std::int64_t anchors) {

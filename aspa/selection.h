@@ -2,6 +2,7 @@
 // token only: the k heads with the largest z − θ, ties to the lower index (ops::topk_heads).
 #pragma once
 
+#include "aspa/routing.h"
 #include "tensor/ops/attention.h"
 #include "tensor/ops/pack.h"
 #include "tensor/tensor.h"
@@ -24,7 +25,7 @@ struct RoutedRows {
 
 /// Checks a selection that somebody made by hand: i32 [N, k] with heads in [−1, Hr), ascending.
 /// Throws ShapeError, DTypeError, ConfigError.
-void check_selection(const Selection& selection, std::int64_t tokens, std::int64_t Hr);
+void check_heads(Role role, const Tensor& heads, std::int64_t tokens, std::int64_t Hr);
 
 /// The streams of `selection` for tokens [B, T] and Hr heads. `visible` as in key_ranges().
 RoutedRows pack_selection(const Selection& selection, std::int64_t B, std::int64_t Hr,

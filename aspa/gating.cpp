@@ -1,0 +1,260 @@
+#include "aspa/gating.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "aspa/balance.h"
+#include "aspa/controllers.h"
+#include "aspa/selection.h"
+#include "aspa/slider.h"
+#include "autograd/checkpoint.h"
+#include "autograd/elementwise.h"
+#include "autograd/pack.h"
+#include "autograd/tape.h"
+#include "autograd/view.h"
+#include "tensor/error.h"
+#include "tensor/ops/rope.h"
+#include "tensor/ops/select.h"
+
+namespace proteus {
+namespace {
+
+constexpr std::int64_t kRecentTokens = 64;  // offered to dead gates, per optimizer step
+constexpr std::uint64_t kNoiseStream = std::uint64_t{1} << 40;  // of revived gates, per step
+
+std::size_t index(Role role) { return static_cast<std::size_t>(role); }
+
+// Some rows of x [N, R], evenly spread.
+Tensor spread_rows(const Tensor& x) {
+  const std::int64_t m = std::min(kRecentTokens, x.size(0));
+  Tensor out = Tensor::empty({m, x.size(1)}, x.dtype(), x.device());
+  for (std::int64_t i = 0; i < m; ++i) out.select(0, i).copy_(x.select(0, i * x.size(0) / m));
+  return out;
+}
+
+Tensor every_head(std::int64_t tokens, std::int64_t Hr) {
+  return Tensor::arange(Hr, DType::i32).unsqueeze(0).expand({tokens, Hr}).contiguous();
+}
+
+}  // namespace
+
+Gating::Gating(const GatingConfig& config, Router& router, Salience* salience)
+    : config_(config), router_(router), salience_(salience) {
+  refresh();
+}
+
+std::int64_t Gating::k() const {
+  return slider::routed_heads(config_.alpha, router_.established(), router_.k());
+}
+
+void Gating::set_k(std::int64_t k) {
+  if (k < 1 || k > router_.established()) {
+    throw ConfigError(fmt::format("aspa: k: expected 1 to {} (= established routed heads), got {}",
+                                  router_.established(), k));
+  }
+  router_.set_k(k);
+  telemetry_.k = this->k();
+}
+
+RoleRouting Gating::route(Role role, const Variable& projected, std::int64_t B, std::int64_t T) {
+  RoleRouting out{{}, projected, {}};
+  const Tensor& forced = forced_[index(role)];
+  const auto decided = decide([&]() -> std::vector<Tensor> {
+    if (!gated()) return {every_head(B * T, config_.routed_heads), {}};
+    if (forced.defined() && !salience_) return {{}, {}};
+    const Choice choice = choose(role, projected.value(), ops::sequence_positions(B, T));
+    return {choice.heads, choice.nearest};
+  });
+  if (forced.defined()) check_heads(role, forced, B * T, config_.routed_heads);
+  out.heads = forced.defined() ? forced : decided[0];
+  if (gated() && salience_) out.salience = salience_of(projected, decided[1]);
+  if (probing_) probe_[index(role)] = out.heads;
+  return out;
+}
+
+Gating::Choice Gating::choose(Role role, const Tensor& projected, const Tensor& time) const {
+  Choice out;
+  if (salience_) {
+    auto scored = router_.logits_and_nearest(projected);
+    out.z = std::move(scored.z);
+    out.nearest = std::move(scored.nearest);
+  } else {
+    out.z = router_.logits(projected);
+  }
+  const Tensor& theta = router_.theta(role);
+  Tensor count;
+  if (config_.top_p < 1) {
+    const std::int64_t least =
+        slider::routed_heads(config_.alpha, router_.established(), config_.k_min);
+    count = ops::nucleus_counts(out.z, config_.top_p, least, k(), theta);
+  }
+  if (salience_) {
+    const NoGradGuard no_grad;
+    const Tensor scores = salience_of(Variable(projected), out.nearest).value();
+    count = salience_->keep_counts(role, scores, time, config_.alpha, k(), count);
+  }
+  out.heads = ops::topk_heads(out.z, k(), theta, count, router_.extra_heads());
+  return out;
+}
+
+Variable Gating::salience_of(const Variable& projected, const Tensor& nearest) const {
+  return salience_->scores(projected, router_.gate_state().p, nearest);
+}
+
+Variable Gating::row_salience(const RoleRouting& routing, const PackedRows& rows) const {
+  const Variable& salience = routing.salience;
+  return reshape(gather_rows(reshape(salience, {salience.size(0), 1}), rows), {rows.rows()});
+}
+
+Variable Gating::open(const Variable& z, const RoleRouting& routing, const PackedRows& rows) const {
+  Variable gate;
+  if (z.defined()) gate = scale(sigmoid(z), 2);
+  if (salience_) {
+    const Variable weight = scale(sigmoid(row_salience(routing, rows)), 2);
+    gate = gate.defined() ? mul(gate, weight) : weight;
+  }
+  return gate.defined() ? shift(scale(gate, config_.alpha), 1 - config_.alpha) : gate;
+}
+
+Variable Gating::key_bias(const Variable& z, const RoleRouting& routing,
+                          const PackedRows& rows) const {
+  Variable bias;
+  if (z.defined()) bias = log_sigmoid(z);
+  if (salience_) {
+    const Variable more = shift(log_sigmoid(row_salience(routing, rows)), std::log(2.0));
+    bias = bias.defined() ? add(bias, more) : more;
+  }
+  return bias.defined() ? scale(bias, config_.alpha) : bias;
+}
+
+void Gating::collect(Role role, const RoleRouting& routing, const PackedRows& rows,
+                     const Tensor& share) {
+  count(counts_[index(role)], rows);
+  if (salience_) salience_->collect(role, routing.salience.value());
+  if (!config_.prototypes.enabled) return;
+  const Tensor& projected = routing.projected.value();
+  const ops::GateStatistics sums = router_.statistics(projected, rows, share);
+  if (!update_.weight_sum.defined()) {
+    update_.weight_sum = sums.weight_sum;
+    update_.weighted_sum = sums.weighted_sum;
+  } else {
+    update_.weight_sum.add_(sums.weight_sum);
+    update_.weighted_sum.add_(sums.weighted_sum);
+  }
+  update_.recent = spread_rows(projected);
+}
+
+void Gating::count(Count& count, const PackedRows& rows) const {
+  const std::int64_t B = rows.sequences();
+  const Tensor host = rows.offsets.to(kCpu);
+  const auto* offsets = host.data<std::int32_t>();
+  count.heads.resize(static_cast<std::size_t>(config_.routed_heads));
+  for (std::int64_t h = 0; h < config_.routed_heads; ++h) {
+    count.heads[static_cast<std::size_t>(h)] += offsets[(h + 1) * B] - offsets[h * B];
+  }
+  for (std::int64_t n = 0; n < rows.tokens(); ++n) {
+    count.kept += rows.row_of.data<std::int32_t>()[n * rows.slots()] >= 0 ? 1 : 0;
+  }
+  count.tokens += rows.tokens();
+}
+
+std::vector<double> Gating::Count::load() const {
+  std::vector<double> load;
+  for (const std::int64_t n : heads) {
+    load.push_back(static_cast<double>(n) / static_cast<double>(tokens));
+  }
+  return load;
+}
+
+void Gating::after_step(double rate) {
+  if (counts_[0].tokens == 0) return;
+  update_thresholds(config_.balance, rate, {counts_[0].load(), counts_[1].load()},
+                    router_.theta(Role::query), router_.theta(Role::key));
+  if (salience_) salience_->after_step(rate);
+  if (config_.prototypes.enabled) move_prototypes(rate);
+  router_.count_step();
+  telemetry_.steps = router_.steps();
+  report(Role::query);
+  report(Role::key);
+  telemetry_.density = (telemetry_.query.heads + telemetry_.key.heads) / 2 /
+                       static_cast<double>(config_.routed_heads);
+  counts_ = {};
+  update_ = {};
+  control_density();
+}
+
+void Gating::move_prototypes(double rate) {
+  const GateState gates = router_.gate_state();
+  PrototypeConfig prototypes = config_.prototypes;  // they settle with the router, too
+  if (config_.balance.follow_rate) prototypes.ema = 1 - (1 - prototypes.ema) * rate;
+  update_prototypes(prototypes, gates, update_);
+  telemetry_.dead_gates = static_cast<std::int64_t>(dead_gates(config_.prototypes, gates).size());
+  telemetry_.revived = 0;
+  if (config_.prototypes.revive) {
+    const auto step = static_cast<std::uint64_t>(router_.steps() + 1);
+    const RngKey noise{config_.seed, kNoiseStream * step};
+    telemetry_.revived =
+        static_cast<std::int64_t>(revive_gates(config_.prototypes, gates, update_, noise).size());
+  }
+  telemetry_.lambda = router_.lambda().value().item();
+}
+
+void Gating::report(Role role) {
+  const Count& count = counts_[index(role)];
+  RoleTelemetry& out = role == Role::query ? telemetry_.query : telemetry_.key;
+  out = describe_load(count.load());
+  out.kept = static_cast<double>(count.kept) / static_cast<double>(count.tokens);
+}
+
+void Gating::control_density() {
+  telemetry_.decision.reset();
+  const DensityConfig& d = config_.density;
+  if (d.target <= 0 || router_.steps() % d.every != 0) return;
+  const std::int64_t before = router_.k();
+  const std::int64_t after = controlled_k(d, telemetry_.density, before, router_.established());
+  if (after == before) return;
+  telemetry_.decision = {router_.steps(), telemetry_.density, before, after};
+  set_k(after);
+}
+
+void Gating::restart() {
+  counts_ = {};
+  update_ = {};
+  probe_ = {};
+  last_probe_ = {};
+  refresh();
+}
+
+void Gating::refresh() {
+  telemetry_.alpha = config_.alpha;
+  telemetry_.k = k();
+  telemetry_.density =
+      static_cast<double>(telemetry_.k) / static_cast<double>(config_.routed_heads);
+}
+
+void Gating::force(Role role, const Tensor& heads) { forced_[index(role)] = heads; }
+
+void Gating::begin_probe() {
+  probing_ = true;
+  probe_ = {};
+}
+
+void Gating::end_probe() {
+  probing_ = false;
+  const auto changed = [&](Role role, double before) {
+    const Tensor& now = probe_[index(role)];
+    const Tensor& last = last_probe_[index(role)];
+    if (!now.defined() || !last.defined() || now.size(0) != last.size(0)) return before;
+    return churn(last, now);
+  };
+  telemetry_.churn_query = changed(Role::query, telemetry_.churn_query);
+  telemetry_.churn_key = changed(Role::key, telemetry_.churn_key);
+  for (std::size_t r = 0; r < kRoles; ++r) {
+    if (probe_[r].defined()) last_probe_[r] = std::move(probe_[r]);
+  }
+  probe_ = {};
+}
+
+}  // namespace proteus

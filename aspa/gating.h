@@ -1,0 +1,105 @@
+// The gates of one layer at work: which heads a token enters in each role, what training counts
+// about it, and what an optimizer step makes of that (thresholds, prototypes, dead gates, k). It
+// knows nothing of what stands behind the gates.
+#pragma once
+
+#include <array>
+#include <vector>
+
+#include "aspa/config.h"
+#include "aspa/routing.h"
+#include "aspa/salience.h"
+#include "aspa/telemetry.h"
+
+namespace proteus {
+
+/// What is decided for the tokens of one role, and what its gradients need.
+struct RoleRouting {
+  Tensor heads;        ///< i32 [N, k] ascending, −1 for "none" (at the end)
+  Variable projected;  ///< x̃ [N, R], undefined where gates are off
+  Variable salience;   ///< S [N], undefined where every token is kept
+};
+
+class Gating {
+ public:
+  /// What the gates say about tokens, without gradient.
+  struct Choice {
+    Tensor heads;    ///< i32 [N, k]
+    Tensor nearest;  ///< gate i32 [N], where salience needs it
+    Tensor z;        ///< [N, Hr]
+  };
+
+  /// All three belong to the layer and outlive this; `config` is read anew by every call, for alpha
+  /// and the number of heads. `salience` is null where all tokens enter.
+  Gating(const GatingConfig& config, Router& router, Salience* salience);
+
+  /// At alpha = 0 every token enters every head and every gate is off: the router does not run.
+  bool gated() const { return config_.alpha > 0; }
+  /// Heads that a token enters at this alpha; with top_p the most that it may enter.
+  std::int64_t k() const;
+  /// The same at alpha = 1, from 1 to the heads that are established. Throws ConfigError.
+  void set_k(std::int64_t k);
+
+  /// Decides for tokens [B, T], once: recomputation by checkpoint() gets the same decision.
+  /// `projected` is x̃ [B·T, R], undefined unless gated().
+  RoleRouting route(Role role, const Variable& projected, std::int64_t B, std::int64_t T);
+  /// The decision itself; `time` i32 [N] is each token's position.
+  Choice choose(Role role, const Tensor& projected, const Tensor& time) const;
+  /// S [N] of projected tokens whose nearest gates are i32 [N].
+  Variable salience_of(const Variable& projected, const Tensor& nearest) const;
+
+  /// r = (1−α) + α·2σ(z)·2σ(S) of packed rows; without the first factor where z is undefined,
+  /// undefined where both are missing.
+  Variable open(const Variable& z, const RoleRouting& routing, const PackedRows& rows) const;
+  /// β = α·(log σ(z) + log 2σ(S)), likewise.
+  Variable key_bias(const Variable& z, const RoleRouting& routing, const PackedRows& rows) const;
+
+  /// Counts a training pass of one role; `share` as in RowLogitsVar.
+  void collect(Role role, const RoleRouting& routing, const PackedRows& rows, const Tensor& share);
+  /// Moves thresholds, prototypes and k by what was collected since the last call. Does nothing if
+  /// that is nothing.
+  void after_step(double rate);
+  /// Drops what was collected and probed, and reports alpha and k anew: for a changed table.
+  void restart();
+  /// Reports alpha and k anew.
+  void refresh();
+  const AspaTelemetry& telemetry() const { return telemetry_; }
+
+  /// route() then returns these heads, i32 [N, k], until it is told undefined ones.
+  void force(Role role, const Tensor& heads);
+  bool forced() const { return forced_[0].defined() || forced_[1].defined(); }
+  /// Between begin_probe() and end_probe() the last decision is kept; end_probe() compares it with
+  /// that of the previous probe (churn).
+  void begin_probe();
+  void end_probe();
+
+ private:
+  /// Of one role since the last step.
+  struct Count {
+    std::vector<std::int64_t> heads;  // tokens that entered each
+    std::int64_t kept = 0;            // tokens that entered any
+    std::int64_t tokens = 0;
+
+    std::vector<double> load() const;
+  };
+
+  /// S per packed row.
+  Variable row_salience(const RoleRouting& routing, const PackedRows& rows) const;
+  void count(Count& count, const PackedRows& rows) const;
+  void move_prototypes(double rate);
+  void report(Role role);
+  void control_density();
+
+  const GatingConfig& config_;
+  Router& router_;
+  Salience* salience_;
+  std::array<Count, kRoles> counts_;
+  GateUpdate update_;
+  std::array<Tensor, kRoles> forced_;
+  bool probing_ = false;
+  std::array<Tensor, kRoles> probe_;
+  std::array<Tensor, kRoles> last_probe_;
+  AspaTelemetry telemetry_;
+};
+
+}  // namespace proteus
