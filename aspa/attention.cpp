@@ -235,7 +235,9 @@ Variable AspaAttention::routed_forward(const Variable& x, const Variable& x_key)
   }
   Variable y = routed_values(x, x_key, routed.rows, key_bias);
   if (gate.defined()) y = scale_rows(y, gate);
-  return reshape(grouped_combine(y, weights_.o, query_rows), x.shape());
+  const Variable c = reshape(grouped_combine(y, weights_.o, query_rows), x.shape());
+  if (watching_) keep_consensus(c.value(), last_outputs(y.value(), query_rows));
+  return c;
 }
 
 Variable AspaAttention::routed_values(const Variable& x, const Variable& x_key,

@@ -15,6 +15,7 @@
 #include "aspa/config.h"
 #include "aspa/gating.h"
 #include "aspa/selection.h"
+#include "aspa/top_a.h"
 #include "nn/attention.h"
 #include "tensor/ops/attention.h"
 
@@ -88,6 +89,11 @@ class AspaAttention : public Attention {
   /// that of the previous probe (churn). A probe is run in evaluation mode on a fixed batch.
   void begin_probe();
   void end_probe();
+  /// While on, consensus() is what the routed heads said in the last forward() or step(). Outputs
+  /// keep their bits. Throws ConfigError without routed heads.
+  void watch_consensus(bool on);
+  /// Throws ConfigError before a watched pass.
+  const Consensus& consensus() const;
 
  private:
   struct Routed {
@@ -102,6 +108,8 @@ class AspaAttention : public Attention {
   Routed route(const Variable& x, const Variable& x_key);
   Variable routed_values(const Variable& x, const Variable& x_key, const RoutedRows& rows,
                          const Variable& key_bias);
+  /// `last` are the heads of every sequence's last token.
+  void keep_consensus(const Tensor& c, const std::vector<HeadOutputs>& last);
   /// The oldest of so many entries, other than anchors, that the newest query sees.
   std::int64_t first_seen(std::int64_t window, std::int64_t entries) const;
   Tensor shared_step(const Tensor& x, const Tensor& x_key, std::span<AttentionState* const> states);
@@ -123,7 +131,9 @@ class AspaAttention : public Attention {
   Router* router_ = nullptr;
   Salience* salience_ = nullptr;
   std::unique_ptr<Gating> gating_;  // of the routed heads, null without any
-  Tensor visible_;                  // [T + 1] of visible_entries, for visible_alpha_
+  bool watching_ = false;
+  std::optional<Consensus> consensus_;
+  Tensor visible_;  // [T + 1] of visible_entries, for visible_alpha_
   double visible_alpha_ = -1;
 };
 

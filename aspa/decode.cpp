@@ -46,9 +46,9 @@ std::vector<Pair> pairs_of(const Tensor& heads) {
 
 // y [N] += x [K] · w [K, N].
 template <class A>
-void add_product(const A* x, const A* w, std::int64_t K, std::int64_t N, A factor, A* y) {
+void add_product(const A* x, const A* w, std::int64_t K, std::int64_t N, A* y) {
   for (std::int64_t c = 0; c < K; ++c) {
-    const A value = factor * x[c];
+    const A value = x[c];
     for (std::int64_t n = 0; n < N; ++n) y[n] += value * w[c * N + n];
   }
 }
@@ -60,7 +60,7 @@ Tensor products(const Tensor& x, const Tensor& w, const std::vector<Pair>& pairs
   const std::int64_t N = w.size(2);
   Tensor y = Tensor::zeros({static_cast<std::int64_t>(pairs.size()), 1, N}, x.dtype());
   for (std::size_t p = 0; p < pairs.size(); ++p) {
-    add_product(x.data<A>() + pairs[p].row * K, w.data<A>() + pairs[p].head * K * N, K, N, A(1),
+    add_product(x.data<A>() + pairs[p].row * K, w.data<A>() + pairs[p].head * K * N, K, N,
                 y.data<A>() + static_cast<std::int64_t>(p) * N);
   }
   return y;
@@ -72,6 +72,18 @@ Tensor positions_of(const std::vector<Pair>& pairs, const Tensor& positions) {
     out.data<std::int32_t>()[p] = positions.data<std::int32_t>()[pairs[p].row];
   }
   return out;
+}
+
+// What the heads of every row have found: row p of o [pairs, D] is that of pair p.
+std::vector<HeadOutputs> outputs_of(const std::vector<Pair>& pairs, const Tensor& o,
+                                    std::int64_t B) {
+  std::vector<HeadOutputs> rows(static_cast<std::size_t>(B));
+  for (std::size_t p = 0; p < pairs.size(); ++p) {
+    HeadOutputs& own = rows[static_cast<std::size_t>(pairs[p].row)];
+    own.heads.push_back(static_cast<std::int32_t>(pairs[p].head));
+    own.gated.push_back(o.select(0, static_cast<std::int64_t>(p)));
+  }
+  return rows;
 }
 
 DType decode_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
@@ -224,21 +236,24 @@ Tensor AspaAttention::routed_values_step(const Tensor& x, const Tensor& x_key,
   const bool sink = weights_.sink.defined() && config_.alpha > 0;
   const Tensor w_out = weights_.o.value().to(accum);
   Tensor y = Tensor::zeros({x.size(0), C}, accum);
-  std::vector<A> out(static_cast<std::size_t>(D));
+  const Tensor o = Tensor::empty({static_cast<std::int64_t>(queries.size()), D}, accum);
   for (std::size_t p = 0; p < queries.size(); ++p) {
     const Pair& pair = queries[p];
     KeyStream<A>& head = stream(pair);
-    head.attend(
-        q.data<A>() + static_cast<std::int64_t>(p) * D, first_seen(config_.window, head.size()),
-        sink ? weights_.sink.value().data<A>()[pair.head] : A(0), sink ? alpha : A(0), out.data());
+    A* out = o.data<A>() + static_cast<std::int64_t>(p) * D;
+    head.attend(q.data<A>() + static_cast<std::int64_t>(p) * D,
+                first_seen(config_.window, head.size()),
+                sink ? weights_.sink.value().data<A>()[pair.head] : A(0), sink ? alpha : A(0), out);
     A gate = 1;
     if (gated && config_.query_gate) gate *= A(2) * vmath::sigmoid(logit(Role::query, pair));
     if (gated && salience_) gate *= A(2) * vmath::sigmoid(score(Role::query, pair));
     gate = (A(1) - alpha) + alpha * gate;
-    add_product(out.data(), w_out.data<A>() + pair.head * D * C, D, C, gate,
-                y.data<A>() + pair.row * C);
+    for (std::int64_t d = 0; d < D; ++d) out[d] *= gate;
+    add_product(out, w_out.data<A>() + pair.head * D * C, D, C, y.data<A>() + pair.row * C);
   }
-  return y.to(config_.dtype);
+  Tensor c = y.to(config_.dtype);
+  if (watching_) keep_consensus(c, outputs_of(queries, o, x.size(0)));
+  return c;
 }
 
 }  // namespace proteus

@@ -116,6 +116,11 @@ Tensor Transformer::step(const Tensor& tokens, std::span<DecodeState* const> seq
   return ops::linear(norm_->forward(Variable(x)).value(), head_weight(), {});
 }
 
+Tensor Transformer::normed(const Tensor& x) const {
+  const NoGradGuard no_grad;
+  return norm_->forward(Variable(x)).value();
+}
+
 void Transformer::after_step(double rate) {
   for (Block* block : blocks_) block->attention().after_step(rate);
 }

@@ -62,6 +62,9 @@ class Transformer : public Module {
   /// length where attention is limited to a window. CPU only, evaluation mode, no gradient.
   Tensor step(const Tensor& tokens, std::span<DecodeState* const> sequences);
 
+  /// The final norm of vectors of the residual stream, x [..., C], without gradient: what of them
+  /// the output head reads.
+  Tensor normed(const Tensor& x) const;
   /// The tied output head: the embedding's [V, C].
   const Tensor& head_weight() const { return embedding_->weight().value(); }
 

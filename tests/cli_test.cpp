@@ -203,6 +203,32 @@ TEST(Cli, ARunFolderIsNotACheckpointButNamesIts) {
   EXPECT_EQ(run(folder, {"sample", "--checkpoint", "run/dense"}).code, 0);
 }
 
+TEST(Cli, TopAReportsAgreementAndRefusesADenseModel) {
+  const TemporaryFolder folder;
+  folder.write("text", some_text(4000));
+  const Args train = joined(joined({"train"}, kSmall), {"--data", "text", "--steps", "2"});
+  ASSERT_EQ(run(folder, joined(train, {"--model", "aspa", "--out", "aspa"})).code, 0);
+  ASSERT_EQ(run(folder, joined(train, {"--model", "dense", "--out", "dense"})).code, 0);
+  const auto sample = [&](const char* model, const char* top_a) {
+    return run(folder, {"sample", "--checkpoint", std::string(model) + "/checkpoint", "--top-a",
+                        top_a, "--sample-tokens", "5", "--out", std::string(model) + "-sample"});
+  };
+  for (const char* top_a : {"off", "filter", "blend"}) {
+    EXPECT_EQ(sample("aspa", top_a).code, 0) << top_a;
+    const auto summary = nlohmann::json::parse(folder.read("aspa-sample/summary.json"));
+    const auto& agreement = summary.at("agreement");
+    EXPECT_LE(agreement.at("min"), agreement.at("mean")) << top_a;
+    EXPECT_LE(agreement.at("mean"), agreement.at("max")) << top_a;
+  }
+  EXPECT_EQ(sample("dense", "off").code, 0);
+  const auto summary = nlohmann::json::parse(folder.read("dense-sample/summary.json"));
+  EXPECT_TRUE(summary.at("agreement").is_null());
+  const Outcome refused = sample("dense", "filter");
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_NE(refused.err.find("--top-a off"), std::string::npos) << refused.err;
+  EXPECT_EQ(std::count(refused.err.begin(), refused.err.end(), '\n'), 1) << refused.err;
+}
+
 TEST(Cli, GatesAreShownAndEdited) {
   const TemporaryFolder folder;
   folder.write("text", some_text(4000));

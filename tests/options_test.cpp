@@ -151,7 +151,7 @@ TEST(Options, RefusesUnknownOptions) {
             "unknown option --lr; proteus sample --help lists them");
   EXPECT_EQ(refusal("doctor", {"now"}),
             "unexpected argument 'now'; options begin with --, as in: proteus doctor --json");
-  for (const char* later : {"--top-a", "--buffer"}) {
+  for (const char* later : {"--per-chunk", "--buffer"}) {
     EXPECT_NE(refusal("duel", {later, "1"}).find("unknown option"), std::string::npos) << later;
   }
   EXPECT_EQ(
@@ -205,6 +205,19 @@ TEST(Options, RefusesValuesThatMakeNoSense) {
       {"duel", {"--device", "gpu"}, "--device: expected cpu, cuda or cuda:N, got 'gpu'"},
       {"duel", {"--device", "cuda:x"}, "--device: expected cpu, cuda or cuda:N, got 'cuda:x'"},
       {"duel", {"--top-p", "0"}, "--top-p: expected a number in (0, 1], got 0"},
+      {"duel", {"--top-a", "on"}, "--top-a: expected off or filter or blend, got 'on'"},
+      {"duel",
+       {"--top-a-threshold", "1.5"},
+       "--top-a-threshold: expected a number in [-1, 1], got 1.5"},
+      {"duel", {"--top-a-weight", "-1"}, "--top-a-weight: expected a number of at least 0, got -1"},
+      {"duel",
+       {"--top-a", "filter"},
+       "--top-a: expected --arms whose heads are routed, got 'dense'; leave it out of --arms or "
+       "use --top-a off"},
+      {"duel",
+       {"--top-a", "blend", "--arms", "aspa", "--routed-heads", "0", "--k", "1"},
+       "--top-a: expected --arms whose heads are routed, got 'aspa'; leave it out of --arms or use "
+       "--top-a off"},
       {"duel", {"--arms", "dense,dense"}, "--arms: expected every arm once, got 'dense' twice"},
       {"duel",
        {"--arms", "dense,sparse"},

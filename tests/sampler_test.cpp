@@ -96,6 +96,94 @@ TEST(Sampler, NeverDrawsWhatIsMasked) {
   for (std::uint64_t i = 0; i < 200; ++i) EXPECT_EQ(sample_token(masked, {}, {1, 1}, i) % 2, 1);
 }
 
+// Three candidates at 0.5, 0.25, 0.25, which agree by 0.2, 0.6 and −0.4.
+const std::vector<Candidate> kList = {{7, 0.5}, {2, 0.25}, {4, 0.25}};
+const std::vector<double> kAgreement = {0.2, 0.6, -0.4};
+
+TEST(TopA, FilterKeepsWhatAgrees) {
+  const auto at = [](double threshold) {
+    return filter_by_agreement(kList, kAgreement, threshold);
+  };
+  EXPECT_EQ(ids_of(at(-0.4)), (Ids{7, 2, 4}));
+  EXPECT_EQ(ids_of(at(0)), (Ids{7, 2}));
+  EXPECT_NEAR(at(0)[0].probability, 2.0 / 3, 1e-12);
+  EXPECT_NEAR(at(0)[1].probability, 1.0 / 3, 1e-12);
+  EXPECT_EQ(ids_of(at(0.2)), (Ids{7, 2})) << "at the threshold stays";
+  EXPECT_EQ(ids_of(at(0.5)), (Ids{2}));
+  EXPECT_EQ(ids_of(at(0.9)), (Ids{2})) << "never empty";
+  EXPECT_EQ(at(0.9)[0].probability, 1);
+  EXPECT_EQ(ids_of(filter_by_agreement(kList, std::vector<double>{0.1, 0.1, 0.1}, 0.5)), (Ids{7}));
+}
+
+TEST(TopA, BlendAddsToTheLogits) {
+  const double weight = 2;
+  const auto list = blend_agreement(kList, kAgreement, weight);
+  const double a = 0.5 * std::exp(0.4);
+  const double b = 0.25 * std::exp(1.2);
+  const double c = 0.25 * std::exp(-0.8);
+  EXPECT_EQ(ids_of(list), (Ids{2, 7, 4})) << "most probable first, again";
+  EXPECT_NEAR(list[0].probability, b / (a + b + c), 1e-12);
+  EXPECT_NEAR(list[1].probability, a / (a + b + c), 1e-12);
+  EXPECT_NEAR(list[2].probability, c / (a + b + c), 1e-12);
+  // A temperature of almost nothing: only the best is left, and no number goes bad.
+  const auto cold = blend_agreement({{1, 1.0}, {0, 0.0}}, std::vector<double>{-1, 1}, kInf);
+  EXPECT_EQ(cold[0].id, 1);
+  EXPECT_EQ(cold[0].probability, 1);
+}
+
+TEST(TopA, NothingToSayChangesNoBit) {
+  const auto same = [](const std::vector<Candidate>& a, const std::vector<Candidate>& b) {
+    if (a.size() != b.size()) return false;
+    for (std::size_t i = 0; i < a.size(); ++i) {
+      if (a[i].id != b[i].id || a[i].probability != b[i].probability) return false;
+    }
+    return true;
+  };
+  const auto list = candidates(kLogits, {.temperature = 0.7, .top_p = 0.9});
+  const std::vector<double> agreement(list.size(), 0.3);
+  EXPECT_TRUE(same(blend_agreement(list, agreement, 0), list));
+  EXPECT_TRUE(same(filter_by_agreement(list, agreement, 0.3), list));
+  EXPECT_TRUE(same(blend_agreement(list, {}, 3), list));
+  EXPECT_TRUE(same(filter_by_agreement(list, {}, 1), list));
+}
+
+TEST(TopA, DoesWhatTheSettingsSay) {
+  SamplerConfig c{.temperature = 0.5, .top_a = TopA::blend, .top_a_weight = 1};
+  EXPECT_EQ(ids_of(apply_top_a(kList, kAgreement, c)), (Ids{2, 7, 4}));  // λ / temperature = 2
+  c.top_a = TopA::filter;
+  c.top_a_threshold = 0.5;
+  EXPECT_EQ(ids_of(apply_top_a(kList, kAgreement, c)), (Ids{2}));
+  c.top_a = TopA::off;
+  EXPECT_EQ(ids_of(apply_top_a(kList, kAgreement, c)), (Ids{7, 2, 4}));
+}
+
+TEST(TopA, AgreementIsACosine) {
+  const Tensor embedding = Tensor::from({1, 0, 0, 2, -3, -3, 0, 0}, {4, 2});
+  const std::vector<Candidate> list = {{2, 0.4}, {1, 0.3}, {0, 0.2}, {3, 0.1}};
+  const auto a = agreement_with(Tensor::from({2, 2}, {2}), embedding, list);
+  ASSERT_EQ(a.size(), 4u);
+  EXPECT_NEAR(a[0], -1, 1e-12);
+  EXPECT_NEAR(a[1], std::sqrt(0.5), 1e-12);
+  EXPECT_NEAR(a[2], std::sqrt(0.5), 1e-12);
+  EXPECT_EQ(a[3], 0) << "a row of zeros";
+  EXPECT_TRUE(agreement_with(Tensor::zeros({2}), embedding, list).empty());
+}
+
+TEST(TopA, RefusesWhatDoesNotFit) {
+  EXPECT_EQ(message_of<ShapeError>([] {
+              filter_by_agreement(kList, std::vector<double>{1, 2}, 0);
+            }),
+            "filter_by_agreement(list, agreement, threshold): agreement: expected [3] (= "
+            "candidates) or none, got [2]");
+  EXPECT_EQ(message_of<ShapeError>([] {
+              agreement_with(Tensor::zeros({3}), Tensor::zeros({4, 2}), kList);
+            }),
+            "agreement_with(consensus, embedding, list): consensus: expected [2] (= the width of "
+            "embedding), got [3]");
+  EXPECT_THROW(candidates(kLogits, {.top_a_threshold = static_cast<double>(kNan)}), ConfigError);
+  EXPECT_THROW(candidates(kLogits, {.top_a_weight = -1}), ConfigError);
+}
+
 TEST(Sampler, RefusesBadNumbers) {
   const auto run = [](std::vector<float> logits, SamplerConfig config) {
     return [=] { sample_token(logits, config, {}, 0); };

@@ -86,6 +86,35 @@ class Budget {
   std::vector<LatencyController::Decision> decisions_;
 };
 
+/// What the routed heads of a model's last layer say while it lives; nothing where there are none.
+class ConsensusWatch {
+ public:
+  explicit ConsensusWatch(const Transformer& model)
+      : model_(model), layer_(aspa_layer(model, model.layers() - 1)) {
+    if (layer_ && layer_->config().routed_heads == 0) layer_ = nullptr;
+    if (layer_) layer_->watch_consensus(true);
+  }
+  ~ConsensusWatch() {
+    if (layer_) layer_->watch_consensus(false);
+  }
+  ConsensusWatch(const ConsensusWatch&) = delete;
+  ConsensusWatch& operator=(const ConsensusWatch&) = delete;
+
+  bool present() const { return layer_ != nullptr; }
+  /// A_h of the token that the last logits follow.
+  const std::vector<double>& heads() const { return layer_->consensus().agreement.front(); }
+  /// a_v of candidates. c is read as the output head reads the stream: through the final norm.
+  std::vector<double> candidates(std::span<const Candidate> list) const {
+    const Tensor& c = layer_->consensus().c;
+    const Tensor last = c.rank() == 3 ? c.select(1, c.size(1) - 1).contiguous() : c;
+    return agreement_with(model_.normed(last).select(0, 0), model_.head_weight(), list);
+  }
+
+ private:
+  const Transformer& model_;
+  AspaAttention* layer_;
+};
+
 }  // namespace
 
 Generated generate(Transformer& model, const Tokenizer& tokenizer, const SamplingOptions& options,
@@ -100,22 +129,35 @@ Generated generate(Transformer& model, const Tokenizer& tokenizer, const Samplin
       ids = {0};  // a text without line breaks
     }
   }
+  const SamplerConfig config = sampler_config(options);
+  const ConsensusWatch consensus(model);
+  if (config.top_a != TopA::off && !consensus.present()) {
+    throw ConfigError(
+        "--top-a: expected a model whose last layer has routed heads (an ASPA arm), got one "
+        "without; use --top-a off");
+  }
   const bool training = model.training();
   model.set_training(false);
-  const SamplerConfig config{options.temperature, options.top_k, options.top_p};
   const std::size_t start = options.prompt.empty() ? ids.size() : 0;
   Continuation next(model);
   Budget budget(model, options.latency_budget);
+  AgreementSummary agreement;
   for (std::int64_t i = 0; i < options.sample_tokens; ++i) {
     const auto begin = std::chrono::steady_clock::now();
     const Tensor logits = next.logits(ids);
     budget.observe(std::chrono::steady_clock::now() - begin);
     const std::span<const float> row(logits.data<float>(),
                                      static_cast<std::size_t>(logits.numel()));
-    ids.push_back(sample_token(row, config, {seed, kSampleStream}, static_cast<std::uint64_t>(i)));
+    std::vector<Candidate> list = candidates(row, config);
+    if (consensus.present()) agreement.add(consensus.heads());
+    if (config.top_a != TopA::off) {
+      const std::vector<double> cosines = consensus.candidates(list);
+      list = apply_top_a(std::move(list), cosines, config);
+    }
+    ids.push_back(draw_candidate(list, {seed, kSampleStream}, static_cast<std::uint64_t>(i)));
   }
   model.set_training(training);
-  return {tokenizer.decode(std::span(ids).subspan(start)), budget.decisions()};
+  return {tokenizer.decode(std::span(ids).subspan(start)), budget.decisions(), agreement};
 }
 
 }  // namespace proteus

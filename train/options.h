@@ -10,6 +10,8 @@
 #include <string_view>
 #include <vector>
 
+#include "train/sampler.h"
+
 namespace proteus {
 
 struct CommonOptions {
@@ -113,6 +115,9 @@ struct SamplingOptions {
   double temperature = 0.8;
   std::int64_t top_k = 0;  ///< 0 = all
   double top_p = 1;
+  std::string top_a = "off";
+  double top_a_threshold = 0;
+  double top_a_weight = 1;
   double latency_budget = 0;  ///< ms per token; 0 = none
 };
 
@@ -184,6 +189,9 @@ struct ParsedOptions {
 /// the config's key and line), what was expected and what was given; FileError when the config
 /// cannot be read.
 ParsedOptions parse_options(std::string_view command, const std::vector<std::string>& args);
+
+/// How the sampling options choose a token.
+SamplerConfig sampler_config(const SamplingOptions& options);
 
 /// Throws ConfigError for the first value that makes no sense: option, expected, got.
 void validate(const Options& options);

@@ -10,7 +10,6 @@
 #include "train/device.h"
 #include "train/options.h"
 #include "train/recall_task.h"
-#include "train/sampler.h"
 
 namespace proteus {
 namespace {
@@ -186,8 +185,21 @@ void check_training(const TrainingOptions& o) {
 void check_sampling(const SamplingOptions& o) {
   check_range("sample-tokens", o.sample_tokens, 0, std::int64_t{1} << 30);
   check_not_negative("latency-budget", o.latency_budget);
+  check_one_of("top-a", o.top_a, {"off", "filter", "blend"});
   const float logit = 0;
-  candidates({&logit, 1}, {o.temperature, o.top_k, o.top_p});
+  candidates({&logit, 1}, sampler_config(o));
+}
+
+/// Before the training, not after it.
+void check_top_a_arms(const Options& o) {
+  if (o.command != "duel" || o.sampling.top_a == "off") return;
+  for (const std::string& name : o.duel.arms) {
+    if (arm_named(name, "--arms").aspa && o.aspa.routed_heads > 0) continue;
+    throw ConfigError(
+        fmt::format("--top-a: expected --arms whose heads are routed, got '{}'; leave it out of "
+                    "--arms or use --top-a off",
+                    name));
+  }
 }
 
 void check_arms(const DuelOptions& o) {
@@ -204,6 +216,13 @@ void check_arms(const DuelOptions& o) {
 
 }  // namespace
 
+SamplerConfig sampler_config(const SamplingOptions& o) {
+  const TopA top_a = o.top_a == "filter"  ? TopA::filter
+                     : o.top_a == "blend" ? TopA::blend
+                                          : TopA::off;
+  return {o.temperature, o.top_k, o.top_p, top_a, o.top_a_threshold, o.top_a_weight};
+}
+
 void validate(const Options& o) {
   const bool recall = o.command == "recall";
   check_common(o.common);
@@ -213,6 +232,7 @@ void validate(const Options& o) {
   check_training(o.training);
   check_sampling(o.sampling);
   check_arms(o.duel);
+  check_top_a_arms(o);
   arm_named(o.checkpoint.model, "--model");
   if (recall) {
     check_one_of("task", o.recall.task, {"mqar"});

@@ -23,6 +23,9 @@ int run_sample(const Options& options) {
   for (const auto& d : generated.decisions) {
     json["control"].push_back({{"alpha", d.alpha}, {"window", d.window}, {"why", d.why}});
   }
+  const AgreementSummary& a = generated.agreement;
+  json["agreement"] = nullptr;
+  if (a.count() > 0) json["agreement"] = {{"mean", a.mean()}, {"min", a.min()}, {"max", a.max()}};
   folder.write_summary(json);
   fmt::print("{}\n", generated.text);
   return 0;
