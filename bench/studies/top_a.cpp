@@ -231,7 +231,7 @@ TextFigures sample(LoadedModel& loaded, Transformer& judge, const Setting& setti
   o.temperature = setting.temperature;
   o.top_p = setting.top_p;
   o.top_a = setting.top_a;
-  o.top_a_threshold = o.top_a_weight = setting.value;
+  (o.top_a == "filter" ? o.top_a_threshold : o.top_a_weight) = setting.value;
   TextFigures mean;
   for (std::int64_t i = 0; i < kSamples; ++i) {
     const std::string text =
