@@ -1,31 +1,48 @@
 #include <cuda_runtime.h>
 
+#include <cstdint>
 #include <string>
 
+#include "cuda/check.h"
 #include "cuda/device.h"
+#include "cuda/kernels.h"
+#include "cuda/staging.h"
+#include "cuda/stream.h"
 #include "tensor/error.h"
 
 namespace proteus::cuda {
 namespace {
 
-void check(cudaError_t status, const char* call) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // an error that is not sticky must not surface in a later call
-  throw DeviceError(std::string("cuda: ") + call + ": " + cudaGetErrorString(status));
+cudaMemPool_t default_pool(int index) {
+  cudaMemPool_t pool = nullptr;
+  check(cudaDeviceGetDefaultMemPool(&pool, index), "cudaDeviceGetDefaultMemPool");
+  return pool;
 }
 
+cudaError_t try_allocate(void** p, std::size_t bytes) {
+  const cudaError_t status = cudaMallocAsync(p, bytes, current_stream());
+  if (status == cudaErrorMemoryAllocation) cudaGetLastError();
+  return status;
+}
+
+// What was freed stays in the pool in pieces; a request that none of them holds gets another chance
+// once they have gone back to the driver.
 void* allocate(std::size_t bytes, int index) {
   check(cudaSetDevice(index), "cudaSetDevice");
   void* p = nullptr;
-  const cudaError_t status = cudaMallocAsync(&p, bytes, nullptr);
+  cudaError_t status = try_allocate(&p, bytes);
   if (status == cudaErrorMemoryAllocation) {
-    cudaGetLastError();
+    check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    check(cudaMemPoolTrimTo(default_pool(index), 0), "cudaMemPoolTrimTo");
+    status = try_allocate(&p, bytes);
+  }
+  if (status == cudaErrorMemoryAllocation) {
     std::size_t available = 0;
     std::size_t total = 0;
     check(cudaMemGetInfo(&available, &total), "cudaMemGetInfo");
     throw OutOfMemory("allocate: cuda:" + std::to_string(index) + ": wanted " +
-                      std::to_string(bytes) + " bytes, " + std::to_string(available) +
-                      " are free; use a smaller batch or context");
+                      std::to_string(bytes) + " bytes, " + std::to_string(available) + " of " +
+                      std::to_string(total) + " are free; use a smaller batch or context");
   }
   check(status, "cudaMallocAsync");
   return p;
@@ -33,19 +50,68 @@ void* allocate(std::size_t bytes, int index) {
 
 void deallocate(void* p, std::size_t, int index) {
   // Called from destructors, possibly while the process ends: nothing may be thrown.
-  if (cudaSetDevice(index) == cudaSuccess) cudaFreeAsync(p, nullptr);
+  int selected = 0;
+  if (cudaGetDevice(&selected) == cudaSuccess && cudaSetDevice(index) == cudaSuccess) {
+    try {
+      cudaFreeAsync(p, current_stream());
+    } catch (const DeviceError&) {
+      cudaFreeAsync(p, nullptr);
+    }
+    cudaSetDevice(selected);
+  }
   cudaGetLastError();
 }
 
+// Between devices, the copy runs on the stream of the destination, after what is queued on that of
+// the source; what the source does next waits for it.
+void copy_between(void* dst, int dst_index, const void* src, int src_index, std::size_t bytes) {
+  check(cudaSetDevice(src_index), "cudaSetDevice");
+  const cudaStream_t source = current_stream();
+  const Event written;
+  written.record(source);
+  check(cudaSetDevice(dst_index), "cudaSetDevice");
+  const cudaStream_t stream = current_stream();
+  written.block(stream);
+  check(cudaMemcpyPeerAsync(dst, dst_index, src, src_index, bytes, stream), "cudaMemcpyPeerAsync");
+  const Event copied;
+  copied.record(stream);
+  copied.block(source);
+}
+
 void copy(void* dst, Device dst_device, const void* src, Device src_device, std::size_t bytes) {
-  const Device owner = dst_device.type == DeviceType::cuda ? dst_device : src_device;
-  check(cudaSetDevice(owner.index), "cudaSetDevice");
-  check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDefault, nullptr), "cudaMemcpyAsync");
+  const bool to_device = dst_device.type == DeviceType::cuda;
+  const bool from_device = src_device.type == DeviceType::cuda;
+  if (to_device && from_device && dst_device.index != src_device.index) {
+    return copy_between(dst, dst_device.index, src, src_device.index, bytes);
+  }
+  check(cudaSetDevice(to_device ? dst_device.index : src_device.index), "cudaSetDevice");
+  if (!from_device) {
+    copy_to_device(dst, src, bytes);
+  } else if (!to_device) {
+    copy_to_host(dst, src, bytes);
+  } else {
+    check(cudaMemcpyAsync(dst, src, bytes, cudaMemcpyDeviceToDevice, current_stream()),
+          "cudaMemcpyAsync");
+  }
 }
 
 void synchronize(int index) {
   check(cudaSetDevice(index), "cudaSetDevice");
   check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+}
+
+// Freed memory stays with the process: giving it back and asking for it again would cost more than
+// many a kernel.
+void keep_freed_memory(int index) {
+  std::uint64_t all = UINT64_MAX;
+  check(cudaMemPoolSetAttribute(default_pool(index), cudaMemPoolAttrReleaseThreshold, &all),
+        "cudaMemPoolSetAttribute");
+}
+
+void install_kernels() {
+#define PROTEUS_INSTALL(family) install_##family##_kernels();
+  PROTEUS_CUDA_FAMILIES(PROTEUS_INSTALL)
+#undef PROTEUS_INSTALL
 }
 
 }  // namespace
@@ -67,6 +133,7 @@ Device device(int index) {
                       " usable GPUs; check nvidia-smi, or use --device cpu");
   }
   check(cudaSetDevice(index), "cudaSetDevice");
+  keep_freed_memory(index);
   DeviceHooks hooks;
   hooks.allocate = allocate;
   hooks.deallocate = deallocate;
@@ -74,6 +141,7 @@ Device device(int index) {
   hooks.synchronize = synchronize;
   hooks.enter_kernel = [](int selected) { check(cudaSetDevice(selected), "cudaSetDevice"); };
   install_device(DeviceType::cuda, hooks);
+  install_kernels();
   return {DeviceType::cuda, index};
 }
 

@@ -1,5 +1,6 @@
-// CUDA devices: memory, copies and synchronisation behind the seam of tensor/device.h. No CUDA
-// header is needed to use this one.
+// CUDA devices: memory, copies, synchronisation and kernels behind the seams of tensor/device.h and
+// tensor/slot.h. Memory comes from the driver's stream-ordered pool, which keeps what is freed. No
+// CUDA header is needed to use this one.
 #pragma once
 
 #include "tensor/device.h"
@@ -9,7 +10,8 @@ namespace proteus::cuda {
 /// GPUs that the driver offers; 0 without a driver or a GPU.
 int device_count();
 
-/// Makes GPU `index` usable and returns it: installs the hooks of DeviceType::cuda. Throws
+/// Makes GPU `index` usable and returns it: installs the hooks of DeviceType::cuda and the kernels
+/// of every family in cuda/kernels.h. Throws
 /// DeviceError saying what is missing when there is no driver or no such GPU.
 Device device(int index);
 

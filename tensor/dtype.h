@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "tensor/error.h"
+#include "tensor/host_device.h"
 
 namespace proteus {
 
@@ -21,18 +22,23 @@ struct bfloat16 {
   bfloat16() = default;
   bfloat16(const bfloat16&) = default;
   // Written out, because g++ 12 does not vectorise a loop that assigns whole objects.
-  bfloat16& operator=(const bfloat16& other) {
+  PROTEUS_HOST_DEVICE bfloat16& operator=(const bfloat16& other) {
     bits = other.bits;
     return *this;
   }
   /// Rounds to nearest even; NaN stays NaN.
-  explicit bfloat16(float value) {
+  PROTEUS_HOST_DEVICE explicit bfloat16(float value) {
+#ifdef __CUDA_ARCH__
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+#else
     const auto u = std::bit_cast<std::uint32_t>(value);
     const bool nan = (u & 0x7fffffffu) > 0x7f800000u;
     const std::uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     bits = static_cast<std::uint16_t>(nan ? ((u >> 16) | 0x0040u) : rounded);
+#endif
   }
-  operator float() const {  // NOLINT(google-explicit-constructor): widening is exact
+  // NOLINTNEXTLINE(google-explicit-constructor): widening is exact
+  PROTEUS_HOST_DEVICE operator float() const {
     return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
   }
 };

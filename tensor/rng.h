@@ -7,11 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define PROTEUS_HOST_DEVICE __host__ __device__
-#else
-#define PROTEUS_HOST_DEVICE
-#endif
+#include "tensor/host_device.h"
 
 namespace proteus {
 
@@ -85,7 +81,7 @@ class Generator {
 };
 
 /// The i-th 32-bit number of a stream.
-inline std::uint32_t random_u32(RngKey key, std::uint64_t i) {
+PROTEUS_HOST_DEVICE inline std::uint32_t random_u32(RngKey key, std::uint64_t i) {
   return philox(key.seed, i / 4, key.stream).v[i % 4];
 }
 

@@ -7,14 +7,19 @@
 #include <cstdint>
 #include <limits>
 
+#include "tensor/host_device.h"
+
 namespace proteus::vmath {
 
-inline double exp(double x) { return std::exp(x); }
+PROTEUS_HOST_DEVICE inline double exp(double x) { return std::exp(x); }
 
 /// e^x for |x| ≤ 87, or NaN: 2^n · e^r with n = round(x / ln 2), |r| ≤ ln 2 / 2; e^r by its Taylor
 /// series to degree 7 (truncation 5e-9).
-inline double exp_bounded(double x) { return std::exp(x); }
-inline float exp_bounded(float x) {
+PROTEUS_HOST_DEVICE inline double exp_bounded(double x) { return std::exp(x); }
+PROTEUS_HOST_DEVICE inline float exp_bounded(float x) {
+#ifdef __CUDA_ARCH__
+  return ::expf(x);  // a GPU has a unit for powers of two
+#else
   constexpr float kRound = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer
   const float shifted = x * 1.44269504f + kRound;
   const float n = shifted - kRound;
@@ -29,21 +34,22 @@ inline float exp_bounded(float x) {
   p = p * r + 1.0f;
   // The integer n sits in the low bits of `shifted`: into the exponent field with it.
   return p * std::bit_cast<float>((std::bit_cast<std::uint32_t>(shifted) + 127u) << 23);
+#endif
 }
 
 /// e^x: 0 below −87.7, inf above 88.3; NaN stays NaN. The ends need no selection of their own: the
 /// exponent field is 0 at n = −127 and infinity's at n = 128.
-inline float exp(float x) {
+PROTEUS_HOST_DEVICE inline float exp(float x) {
   constexpr float kLow = -88.0f;
   constexpr float kHigh = 89.0f;
   const float below = kHigh < x ? kHigh : x;
   return exp_bounded(kLow > below ? kLow : below);
 }
 
-inline double log1p_unit(double u) { return std::log1p(u); }
+PROTEUS_HOST_DEVICE inline double log1p_unit(double u) { return std::log1p(u); }
 
 /// log(1 + u) for 0 ≤ u ≤ 1: 2·artanh(s) with s = u / (2 + u) ≤ 1/3, series to s^17.
-inline float log1p_unit(float u) {
+PROTEUS_HOST_DEVICE inline float log1p_unit(float u) {
   const float s = u / (2.0f + u);
   const float q = s * s;
   float p = 1.0f / 17;
@@ -58,11 +64,11 @@ inline float log1p_unit(float u) {
   return 2.0f * s * p;
 }
 
-inline double log(double x) { return std::log(x); }
+PROTEUS_HOST_DEVICE inline double log(double x) { return std::log(x); }
 
 /// Natural logarithm of a positive normal number: x = m · 2^e with m in [√½, √2).
 /// −inf at 0 and below; subnormal numbers count as 0.
-inline float log(float x) {
+PROTEUS_HOST_DEVICE inline float log(float x) {
   constexpr float kTiny = 1.17549435e-38f;
   const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
   const std::uint32_t up = bits + (0x3f800000u - 0x3f3504f3u);
@@ -81,22 +87,22 @@ inline float log(float x) {
 
 /// σ(x) = 1 / (1 + e^−x).
 template <class A>
-inline A sigmoid(A x) {
+PROTEUS_HOST_DEVICE inline A sigmoid(A x) {
   return A(1) / (A(1) + exp(-x));
 }
 
 /// log σ(x) = min(x, 0) − log(1 + e^−|x|).
 template <class A>
-inline A log_sigmoid(A x) {
+PROTEUS_HOST_DEVICE inline A log_sigmoid(A x) {
   const A low = x < A(0) ? x : A(0);
   const A magnitude = x < A(0) ? -x : x;
   return low - log1p_unit(exp(-magnitude));
 }
 
-inline double tanh(double x) { return std::tanh(x); }
+PROTEUS_HOST_DEVICE inline double tanh(double x) { return std::tanh(x); }
 
 /// tanh(x) = 2σ(2x) − 1, and its odd series near 0, where that would cancel.
-inline float tanh(float x) {
+PROTEUS_HOST_DEVICE inline float tanh(float x) {
   const float q = x * x;
   float p = 62.0f / 2835;
   p = p * q - 17.0f / 315;

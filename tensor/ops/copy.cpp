@@ -1,36 +1,12 @@
 #include "tensor/ops/copy.h"
 
-#include <bit>
-#include <cmath>
 #include <cstring>
 
+#include "tensor/ops/convert.h"
 #include "tensor/ops/strided.h"
 
 namespace proteus {
 namespace {
-
-// An f64 to bf16 in one rounding: the f32 in between is rounded to odd, which keeps ties apart.
-bfloat16 narrow(double value) {
-  float f = static_cast<float>(value);
-  if (std::isfinite(f) && static_cast<double>(f) != value) {
-    if (std::abs(static_cast<double>(f)) > std::abs(value)) f = std::nextafter(f, 0.0f);
-    f = std::bit_cast<float>(std::bit_cast<std::uint32_t>(f) | 1u);
-  }
-  return bfloat16(f);
-}
-
-template <class To, class From>
-To convert(From value) {
-  if constexpr (std::is_same_v<To, bfloat16> && std::is_same_v<From, double>) {
-    return narrow(value);
-  } else if constexpr (std::is_same_v<To, bfloat16>) {
-    return bfloat16(static_cast<float>(value));
-  } else if constexpr (std::is_same_v<From, bfloat16>) {
-    return static_cast<To>(static_cast<float>(value));
-  } else {
-    return static_cast<To>(value);
-  }
-}
 
 void strided_copy_cpu(const StridedCopy& a) {
   const auto walk = make_walk<2>({a.dst_layout, a.src_layout});

@@ -8,7 +8,7 @@ namespace proteus {
 
 /// σ(2u), u = √(2/π)·(x + 0.044715·x³).
 template <class A>
-inline A gelu_gate(A x) {
+PROTEUS_HOST_DEVICE inline A gelu_gate(A x) {
   constexpr A kTwice = A(1.5957691216057308);  // 2·√(2/π)
   // Beyond ±80 the gate is 0 or 1 to the last bit of the product; exp would go through subnormal
   // numbers there, which cost some CPUs a hundred cycles each.
@@ -19,13 +19,13 @@ inline A gelu_gate(A x) {
 }
 
 template <class A>
-inline A gelu_value(A x) {
+PROTEUS_HOST_DEVICE inline A gelu_value(A x) {
   return x * gelu_gate(x);
 }
 
 /// d gelu(x)/dx = σ + x·σ·(1 − σ)·2u'.
 template <class A>
-inline A gelu_slope(A x) {
+PROTEUS_HOST_DEVICE inline A gelu_slope(A x) {
   constexpr A kTwice = A(1.5957691216057308);
   const A s = gelu_gate(x);
   return s + x * s * (A(1) - s) * kTwice * (A(1) + A(0.134145) * x * x);

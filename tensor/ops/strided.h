@@ -1,11 +1,12 @@
-// Walking strided layouts on the CPU: dimensions are merged where strides allow, then the outer
-// ones are cut into chunks and the inner one is handed to a loop that can be vectorised.
+// Walking strided layouts: dimensions are merged where strides allow. On the CPU the outer ones are
+// then cut into chunks and the inner one is handed to a loop that can be vectorised.
 #pragma once
 
 #include <algorithm>
 #include <array>
 #include <cstdint>
 
+#include "tensor/host_device.h"
 #include "tensor/parallel.h"
 #include "tensor/shape.h"
 
@@ -18,13 +19,15 @@ struct Walk {
   std::array<std::int64_t, kMaxRank> size{};
   std::array<std::array<std::int64_t, kMaxRank>, N> stride{};
 
-  std::int64_t inner() const { return rank ? size[static_cast<std::size_t>(rank - 1)] : 1; }
-  std::int64_t outer() const {
+  PROTEUS_HOST_DEVICE std::int64_t inner() const {
+    return rank ? size[static_cast<std::size_t>(rank - 1)] : 1;
+  }
+  PROTEUS_HOST_DEVICE std::int64_t outer() const {
     std::int64_t n = 1;
     for (int d = 0; d + 1 < rank; ++d) n *= size[static_cast<std::size_t>(d)];
     return n;
   }
-  std::int64_t inner_stride(int operand) const {
+  PROTEUS_HOST_DEVICE std::int64_t inner_stride(int operand) const {
     return rank ? stride[static_cast<std::size_t>(operand)][static_cast<std::size_t>(rank - 1)] : 0;
   }
   /// Offset of `operand` for outer index `row`.

@@ -1,0 +1,15 @@
+// The families that have CUDA kernels: add a line, and define install_<family>_kernels() in
+// cuda/<family>.cu, which puts the kernels into their slots. cuda::device(i) calls them all.
+#pragma once
+
+// clang-format off: one line per family
+#define PROTEUS_CUDA_FAMILIES(X) X(copy)
+// clang-format on
+
+namespace proteus::cuda {
+
+#define PROTEUS_DECLARE_INSTALL(family) void install_##family##_kernels();
+PROTEUS_CUDA_FAMILIES(PROTEUS_DECLARE_INSTALL)
+#undef PROTEUS_DECLARE_INSTALL
+
+}  // namespace proteus::cuda

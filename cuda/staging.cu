@@ -1,0 +1,90 @@
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "cuda/check.h"
+#include "cuda/staging.h"
+#include "cuda/stream.h"
+
+namespace proteus::cuda {
+namespace {
+
+constexpr std::size_t kPieceBytes = std::size_t{1} << 22;  // long enough to hide its start
+
+// A pinned buffer, and the event after which it may be used again.
+struct Piece {
+  void* data = nullptr;
+  Event done;
+
+  Piece() { check(cudaMallocHost(&data, kPieceBytes), "cudaMallocHost"); }
+};
+
+// Two pieces of a device: one is filled or emptied by the host while the other is on its way.
+struct Pieces {
+  std::mutex mutex;
+  std::array<Piece, 2> piece;
+  std::size_t next = 0;
+
+  Piece& take() { return piece[next++ % piece.size()]; }
+};
+
+Pieces& pieces() {
+  static std::mutex mutex;
+  static auto* by_device = new std::map<int, std::unique_ptr<Pieces>>;  // outlives the driver
+  std::lock_guard lock(mutex);
+  auto& found = (*by_device)[current_device()];
+  if (!found) found = std::make_unique<Pieces>();
+  return *found;
+}
+
+}  // namespace
+
+void copy_to_device(void* dst, const void* src, std::size_t bytes) {
+  Pieces& p = pieces();
+  const std::lock_guard lock(p.mutex);
+  const cudaStream_t stream = current_stream();
+  for (std::size_t at = 0; at < bytes; at += kPieceBytes) {
+    const std::size_t now = std::min(kPieceBytes, bytes - at);
+    Piece& piece = p.take();
+    piece.done.synchronize();
+    std::memcpy(piece.data, static_cast<const char*>(src) + at, now);
+    check(cudaMemcpyAsync(static_cast<char*>(dst) + at, piece.data, now, cudaMemcpyHostToDevice,
+                          stream),
+          "cudaMemcpyAsync");
+    piece.done.record(stream);
+  }
+}
+
+void copy_to_host(void* dst, const void* src, std::size_t bytes) {
+  Pieces& p = pieces();
+  const std::lock_guard lock(p.mutex);
+  const cudaStream_t stream = current_stream();
+  // Piece k is queued before piece k − 1 is read, so that one is on its way while the host copies.
+  const std::size_t count = (bytes + kPieceBytes - 1) / kPieceBytes;
+  const auto size_of_piece = [&](std::size_t k) {
+    return std::min(kPieceBytes, bytes - k * kPieceBytes);
+  };
+  Piece* before = nullptr;
+  for (std::size_t k = 0; k <= count; ++k) {
+    Piece* queued = nullptr;
+    if (k < count) {
+      queued = &p.take();
+      queued->done.synchronize();
+      check(cudaMemcpyAsync(queued->data, static_cast<const char*>(src) + k * kPieceBytes,
+                            size_of_piece(k), cudaMemcpyDeviceToHost, stream),
+            "cudaMemcpyAsync");
+      queued->done.record(stream);
+    }
+    if (before) {
+      before->done.synchronize();
+      std::memcpy(static_cast<char*>(dst) + (k - 1) * kPieceBytes, before->data,
+                  size_of_piece(k - 1));
+    }
+    before = queued;
+  }
+}
+
+}  // namespace proteus::cuda
