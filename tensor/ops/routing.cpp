@@ -65,7 +65,7 @@ struct LogitTile {
   explicit LogitTile(const GateTable& g)
       : gates(g),
         xt(static_cast<std::size_t>(g.R)),
-        scores(static_cast<std::size_t>(g.head_begin[g.Hr])),
+        scores(static_cast<std::size_t>(g.G)),
         log_mass(scores.size()) {
     for (std::size_t i = 0; i < log_mass.size(); ++i) {
       log_mass[i] = std::log(static_cast<const T*>(g.mass)[g.order[i]]);
@@ -160,7 +160,7 @@ template <class T>
 void gate_logits_typed(const GateLogitsFwd& a) {
   using Tile = LogitTile<T>;
   constexpr std::int64_t kGrain = 4 * Tile::kTokens;
-  const std::int64_t G = a.gates.head_begin[a.gates.Hr];
+  const std::int64_t G = a.gates.G;
   parallel_for(a.N, kGrain, [&](std::int64_t begin, std::int64_t end) {
     Tile tile(a.gates);
     for (std::int64_t n = begin; n < end; n += Tile::kTokens) {

@@ -14,8 +14,8 @@
 namespace proteus {
 
 /// The gate table: w and p [G, R], mass [G], one λ. The gates of head h are order[i] for
-/// head_begin[h] <= i < head_begin[h + 1]: a gate changes its head without moving its row. p is
-/// null when prototypes are off.
+/// head_begin[h] <= i < head_begin[h + 1]: a gate changes its head without moving its row. G =
+/// head_begin[Hr]. p is null when prototypes are off.
 struct GateTable {
   const void* w = nullptr;
   const void* p = nullptr;
@@ -24,6 +24,7 @@ struct GateTable {
   const std::int32_t* order = nullptr;
   const std::int32_t* head_begin = nullptr;
   std::int64_t Hr = 0;
+  std::int64_t G = 0;
   std::int64_t R = 0;
 };
 
@@ -39,7 +40,7 @@ struct GateLogitsFwd {
 };
 extern Slot<GateLogitsFwd> gate_logits_fwd;
 
-/// z [M] and share [M, width] of the packed rows only: row r is token[r], its head h the one with
+/// z [M] and share [M, width] of the packed rows (M = rows) only: row r is token[r], its head h the one with
 /// offsets[h·stride] <= r < offsets[(h + 1)·stride]. width is the most gates of a head; shares
 /// are in the order of its gates, unused ones 0.
 struct GateRowsFwd {
@@ -50,6 +51,7 @@ struct GateRowsFwd {
   std::int64_t stride = 1;
   void* z = nullptr;
   void* share = nullptr;
+  std::int64_t rows = 0;
   std::int64_t width = 0;
   DType dtype = DType::f32;
 };
@@ -67,6 +69,7 @@ struct GateRowsBwd {
   const std::int32_t* heads = nullptr;
   std::int64_t slots = 0;
   const void* share = nullptr;
+  std::int64_t rows = 0;
   std::int64_t width = 0;
   const void* dz = nullptr;
   void* dx = nullptr;
@@ -86,6 +89,7 @@ struct PrototypeStats {
   const std::int32_t* offsets = nullptr;
   std::int64_t stride = 1;
   const void* share = nullptr;
+  std::int64_t rows = 0;
   std::int64_t width = 0;
   void* weight_sum = nullptr;
   void* weighted_sum = nullptr;
@@ -105,6 +109,7 @@ struct KeyRangesFwd {
   std::int32_t* hi = nullptr;
   const std::int32_t* visible = nullptr;  ///< [most keys of a segment + 1]
   std::int64_t segments = 0;
+  std::int64_t queries = 0;  ///< Mq
 };
 extern Slot<KeyRangesFwd> key_ranges_fwd;
 

@@ -92,6 +92,7 @@ struct HeldGates {
             .order = order.data<std::int32_t>(),
             .head_begin = head_begin.data<std::int32_t>(),
             .Hr = head_begin.numel() - 1,
+            .G = w.size(0),
             .R = w.size(1)};
   }
 };
@@ -144,6 +145,7 @@ RowLogits gate_row_logits(const Tensor& x_any, const GateTensors& gates, const P
                              .stride = rows.sequences(),
                              .z = out.z.raw(),
                              .share = out.share.raw(),
+                             .rows = rows.rows(),
                              .width = gates.width,
                              .dtype = x.dtype()});
   return out;
@@ -177,6 +179,7 @@ RowLogitGrads gate_row_logits_backward(const Tensor& x_any, const GateTensors& g
                              .heads = rows.heads.data<std::int32_t>(),
                              .slots = rows.slots(),
                              .share = share.raw(),
+                             .rows = rows.rows(),
                              .width = share.size(1),
                              .dz = dz.raw(),
                              .dx = want_dx ? out.dx.raw() : nullptr,
@@ -204,6 +207,7 @@ GateStatistics gate_statistics(const Tensor& x_any, const GateTensors& gates,
                                .offsets = rows.offsets.data<std::int32_t>(),
                                .stride = rows.sequences(),
                                .share = share.raw(),
+                               .rows = rows.rows(),
                                .width = share.size(1),
                                .weight_sum = out.weight_sum.raw(),
                                .weighted_sum = out.weighted_sum.raw(),
@@ -235,7 +239,8 @@ KeyRanges key_ranges(const PackedRows& queries, const PackedRows& keys, const Te
                           .lo = out.lo.data<std::int32_t>(),
                           .hi = out.hi.data<std::int32_t>(),
                           .visible = visible.data<std::int32_t>(),
-                          .segments = queries.offsets.numel() - 1});
+                          .segments = queries.offsets.numel() - 1,
+                          .queries = queries.rows()});
   return out;
 }
 
