@@ -284,6 +284,7 @@ Tensor grouped_scatter(const Tensor& y_any, const Tensor& w_any, const PackedRow
                                         .groups = rows.groups(),
                                         .sequences = rows.sequences(),
                                         .rows = rows.rows(),
+                                        .tokens = rows.tokens(),
                                         .K = y.size(1),
                                         .N = N,
                                         .trans_w = trans_w,
@@ -313,6 +314,7 @@ Tensor grouped_weight(const Tensor& a_any, bool gather_a, const Tensor& b_any, b
                            .offsets = rows.offsets.data<std::int32_t>(),
                            .groups = rows.groups(),
                            .sequences = rows.sequences(),
+                           .rows = rows.rows(),
                            .P = a.size(1),
                            .Q = b.size(1),
                            .dtype = a.dtype()});

@@ -36,7 +36,7 @@ struct GroupedScatter {
   void* out = nullptr;
   const std::int32_t* token = nullptr;
   const std::int32_t* offsets = nullptr;
-  std::int64_t groups = 0, sequences = 0, rows = 0;
+  std::int64_t groups = 0, sequences = 0, rows = 0, tokens = 0;
   std::int64_t K = 0, N = 0;
   bool trans_w = false;
   DType dtype = DType::f32;
@@ -52,7 +52,7 @@ struct GroupedWeight {
   const std::int32_t* a_token = nullptr;
   const std::int32_t* b_token = nullptr;
   const std::int32_t* offsets = nullptr;
-  std::int64_t groups = 0, sequences = 0;
+  std::int64_t groups = 0, sequences = 0, rows = 0;
   std::int64_t P = 0, Q = 0;
   DType dtype = DType::f32;
 };

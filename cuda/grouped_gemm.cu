@@ -1,0 +1,293 @@
+// Products of packed rows on a GPU (tensor/ops/grouped_gemm.h). Which rows a block works on is read
+// from the offsets on the device: the host never waits for them. Nothing is added atomically.
+//   gather   a block is up to kRows rows of one group × 64 columns
+//   scatter  a block owns a stretch of tokens × 64 columns and goes through the groups in order
+//   weight   a block is a tile of one group's matrix and goes through that group's rows in order,
+//            or through one of several parts of them, which are then added in order
+#include "tensor/ops/grouped_gemm.h"
+
+#include <cub/block/block_scan.cuh>
+
+#include <algorithm>
+
+#include "cuda/grouped_tiles.cuh"
+#include "cuda/kernels.h"
+
+namespace proteus::cuda {
+namespace {
+
+constexpr std::int64_t kManyBlocks = 264;  // two for each multiprocessor of a large GPU
+constexpr int kPlanThreads = 1024;
+
+// Writes a pack of neighbouring columns as far as they are inside.
+template <class T, class A, int kRun>
+__device__ void write_run(T* to, const Pack<A, kRun>& run, std::int64_t inside) {
+#pragma unroll
+  for (int i = 0; i < kRun; ++i) {
+    if (i < inside) to[i] = T(run[i]);
+  }
+}
+
+/// The matrix of a group: [K, N], or [N, K] with trans.
+template <class T, class Args>
+__device__ RowMatrix<T> group_matrix(const Args& a, std::int64_t g) {
+  const T* w = static_cast<const T*>(a.w) + g * a.K * a.N;
+  if (a.trans_w) return {w, nullptr, a.K, a.N, a.K};
+  return {w, nullptr, a.N, a.K, a.N};
+}
+
+template <class Tile, class Args>
+__device__ void multiply_by_group(const Args& a, const RowMatrix<typename Tile::Element>& rows,
+                                  std::int64_t g, std::int64_t n0, typename Tile::Shared& shared,
+                                  typename Tile::Sums& sums) {
+  const auto w = group_matrix<typename Tile::Element>(a, g);
+  if (a.trans_w) {
+    Tile::template multiply<false, false>(rows, 0, w, n0, a.K, shared, sums);
+  } else {
+    Tile::template multiply<false, true>(rows, 0, w, n0, a.K, shared, sums);
+  }
+}
+
+// first_tile [groups + 1]: tiles of up to kRows rows in the groups before.
+__global__ void plan_tiles_kernel(const std::int32_t* offsets, std::int64_t stride,
+                                  std::int64_t groups, int rows_of_tile, std::int32_t* first_tile) {
+  using Scan = cub::BlockScan<std::int32_t, kPlanThreads>;
+  __shared__ typename Scan::TempStorage space;
+  std::int32_t before = 0;
+  for (std::int64_t base = 0; base < groups; base += kPlanThreads) {
+    const std::int64_t g = base + threadIdx.x;
+    std::int32_t tiles = 0;
+    if (g < groups) {
+      tiles = (offsets[(g + 1) * stride] - offsets[g * stride] + rows_of_tile - 1) / rows_of_tile;
+    }
+    std::int32_t first = 0;
+    std::int32_t all = 0;
+    Scan(space).ExclusiveSum(tiles, first, all);
+    if (g < groups) first_tile[g] = before + first;
+    before += all;
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) first_tile[groups] = before;
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads)
+    gather_kernel(GroupedGather a, const std::int32_t* first_tile) {
+  using T = typename Tile::Element;
+  __shared__ typename Tile::Shared shared;
+  const std::int64_t tile = blockIdx.x;
+  if (tile >= first_tile[a.groups]) return;
+  const std::int64_t g = part_of(first_tile, 1, a.groups, tile);
+  const std::int64_t begin = a.offsets[g * a.sequences] + (tile - first_tile[g]) * Tile::kRows;
+  const std::int64_t count =
+      min(std::int64_t{Tile::kRows}, a.offsets[(g + 1) * a.sequences] - begin);
+  const std::int64_t n0 = static_cast<std::int64_t>(blockIdx.y) * Tile::kColumns;
+  typename Tile::Sums sums;
+  multiply_by_group<Tile>(
+      a, RowMatrix<T>{static_cast<const T*>(a.x), a.token + begin, a.K, count, a.K}, g, n0, shared,
+      sums);
+  T* y = static_cast<T*>(a.y) + begin * a.N + n0;
+  Tile::each(sums, [&](int m, int n, const auto& run) {
+    if (m < count) write_run(y + m * a.N + n, run, a.N - n0 - n);
+  });
+}
+
+template <class Tile>
+void gather(const GroupedGather& a) {
+  if (a.rows == 0) return;
+  const Storage space = scratch(static_cast<std::size_t>(a.groups + 1) * sizeof(std::int32_t));
+  auto* first_tile = static_cast<std::int32_t*>(space.data());
+  launch("grouped_gather", plan_tiles_kernel, 1, kPlanThreads, 0, a.offsets, a.sequences, a.groups,
+         Tile::kRows, first_tile);
+  // No group adds more than one tile that is not full.
+  const dim3 grid(static_cast<unsigned>(ceil_div(a.rows, Tile::kRows) + a.groups),
+                  static_cast<unsigned>(ceil_div(a.N, Tile::kColumns)));
+  launch("grouped_gather", gather_kernel<Tile>, grid, Tile::kThreads, 0, a, first_tile);
+}
+
+/// How the tokens of a sequence are cut for scatter.
+struct Stretches {
+  std::int64_t length;  // tokens of a sequence
+  std::int64_t size;    // of a stretch
+  std::int64_t count;   // in a sequence
+};
+
+// begins [sequences, stretches + 1, groups]: the first row of a group in each stretch of a sequence,
+// and the row after its last.
+__global__ void plan_stretches_kernel(GroupedScatter a, Stretches cut, std::int32_t* begins) {
+  const std::int64_t i = thread_unit();
+  if (i >= a.sequences * (cut.count + 1) * a.groups) return;
+  const std::int64_t g = i % a.groups;
+  const std::int64_t stretch = i / a.groups % (cut.count + 1);
+  const std::int64_t s = i / a.groups / (cut.count + 1);
+  const std::int64_t token = s * cut.length + min(cut.length, stretch * cut.size);
+  std::int32_t low = a.offsets[g * a.sequences + s];
+  std::int32_t high = a.offsets[g * a.sequences + s + 1];
+  while (low < high) {
+    const std::int32_t middle = low + (high - low) / 2;
+    if (a.token[middle] < token) {
+      low = middle + 1;
+    } else {
+      high = middle;
+    }
+  }
+  begins[i] = low;
+}
+
+template <class Tile>
+__global__ void __launch_bounds__(Tile::kThreads)
+    scatter_kernel(GroupedScatter a, Stretches cut, const std::int32_t* begins) {
+  using T = typename Tile::Element;
+  using A = typename Tile::A;
+  __shared__ typename Tile::Shared shared;
+  const std::int64_t s = blockIdx.x / cut.count;
+  const std::int64_t stretch = blockIdx.x % cut.count;
+  const std::int64_t n0 = static_cast<std::int64_t>(blockIdx.y) * Tile::kColumns;
+  const std::int32_t* begin_of = begins + (s * (cut.count + 1) + stretch) * a.groups;
+  for (std::int64_t g = 0; g < a.groups; ++g) {
+    const std::int64_t end = begin_of[a.groups + g];
+    for (std::int64_t begin = begin_of[g]; begin < end; begin += Tile::kRows) {
+      const std::int64_t count = min(std::int64_t{Tile::kRows}, end - begin);
+      typename Tile::Sums sums;
+      multiply_by_group<Tile>(
+          a,
+          RowMatrix<T>{static_cast<const T*>(a.y) + begin * a.K, nullptr, a.K, count, a.K}, g, n0,
+          shared, sums);
+      Tile::each(sums, [&](int m, int n, const auto& run) {
+        const std::int64_t inside = a.N - n0 - n;
+        if (m >= count || inside <= 0) return;
+        A* out = static_cast<A*>(a.out) + a.token[begin + m] * a.N + n0 + n;
+#pragma unroll
+        for (int i = 0; i < Tile::kRun; ++i) {
+          if (i < inside) out[i] += run[i];
+        }
+      });
+      __syncthreads();  // the next group adds to the same tokens
+    }
+  }
+}
+
+// Stretches in which a group has about as many rows as a tile, unless that leaves multiprocessors
+// without work.
+template <class Tile>
+Stretches cut_tokens(const GroupedScatter& a) {
+  const std::int64_t length = a.tokens / a.sequences;
+  const std::int64_t full = ceil_div(a.tokens * a.groups * Tile::kRows, a.rows);
+  const std::int64_t columns = ceil_div(a.N, Tile::kColumns);
+  const std::int64_t wanted = ceil_div(kManyBlocks, a.sequences * columns);
+  const std::int64_t size =
+      std::clamp<std::int64_t>(std::min(full, ceil_div(length, wanted)), Tile::kRows,
+                               std::max<std::int64_t>(length, Tile::kRows));
+  return {length, size, ceil_div(length, size)};
+}
+
+template <class Tile>
+void scatter(const GroupedScatter& a) {
+  if (a.rows == 0 || a.sequences == 0) return;
+  const Stretches cut = cut_tokens<Tile>(a);
+  const std::int64_t cells = a.sequences * (cut.count + 1) * a.groups;
+  const Storage space = scratch(static_cast<std::size_t>(cells) * sizeof(std::int32_t));
+  auto* begins = static_cast<std::int32_t*>(space.data());
+  launch("grouped_scatter", plan_stretches_kernel, thread_blocks(cells), kBlock, 0, a, cut, begins);
+  const dim3 grid(static_cast<unsigned>(a.sequences * cut.count),
+                  static_cast<unsigned>(ceil_div(a.N, Tile::kColumns)));
+  launch("grouped_scatter", scatter_kernel<Tile>, grid, Tile::kThreads, 0, a, cut, begins);
+}
+
+// Part blockIdx.z of the rows of a group; out [parts, G, P, Q].
+template <class Tile, class Out>
+__global__ void __launch_bounds__(Tile::kThreads) weight_kernel(GroupedWeight a, Out* out) {
+  using T = typename Tile::Element;
+  __shared__ typename Tile::Shared shared;
+  const std::int64_t columns = ceil_div(a.Q, std::int64_t{Tile::kColumns});
+  const std::int64_t g = blockIdx.x;
+  const std::int64_t m0 = blockIdx.y / columns * Tile::kRows;
+  const std::int64_t n0 = blockIdx.y % columns * Tile::kColumns;
+  const std::int64_t begin = a.offsets[g * a.sequences];
+  const std::int64_t end = a.offsets[(g + 1) * a.sequences];
+  const std::int64_t each = ceil_div(end - begin, std::int64_t{gridDim.z});
+  const std::int64_t from = min(end, begin + each * blockIdx.z);
+  const std::int64_t count = min(end, from + each) - from;
+  const auto rows = [&](const void* base, const std::int32_t* list, std::int64_t width) {
+    const T* first = static_cast<const T*>(base) + (list ? 0 : from * width);
+    return RowMatrix<T>{first, list ? list + from : nullptr, width, count, width};
+  };
+  typename Tile::Sums sums;
+  Tile::template multiply<true, true>(rows(a.a, a.a_token, a.P), m0, rows(a.b, a.b_token, a.Q), n0,
+                                      count, shared, sums);
+  out += (blockIdx.z * a.groups + g) * a.P * a.Q;
+  Tile::each(sums, [&](int m, int n, const auto& run) {
+    if (m0 + m < a.P) write_run(out + (m0 + m) * a.Q + n0 + n, run, a.Q - n0 - n);
+  });
+}
+
+template <class T>
+__global__ void add_parts_kernel(const accum_t<T>* parts, std::int64_t count, std::int64_t size,
+                                 T* dw) {
+  for (std::int64_t i = first_unit(); i < size; i += unit_step()) {
+    accum_t<T> sum = 0;
+    for (std::int64_t p = 0; p < count; ++p) sum += parts[p * size + i];
+    dw[i] = T(sum);
+  }
+}
+
+template <class Tile>
+void weight(const GroupedWeight& a) {
+  using T = typename Tile::Element;
+  using A = typename Tile::A;
+  constexpr std::int64_t kFewestRows = 1024;  // of a part
+  const std::int64_t tiles = ceil_div(a.P, Tile::kRows) * ceil_div(a.Q, Tile::kColumns);
+  const std::int64_t parts = std::clamp<std::int64_t>(
+      std::min(ceil_div(kManyBlocks, a.groups * tiles), a.rows / (a.groups * kFewestRows)), 1, 64);
+  const dim3 grid(static_cast<unsigned>(a.groups), static_cast<unsigned>(tiles),
+                  static_cast<unsigned>(parts));
+  if (parts == 1) {
+    launch("grouped_weight", weight_kernel<Tile, T>, grid, Tile::kThreads, 0, a,
+           static_cast<T*>(a.dw));
+    return;
+  }
+  const std::int64_t size = a.groups * a.P * a.Q;
+  const Storage space = scratch(static_cast<std::size_t>(parts * size) * sizeof(A));
+  auto* sums = static_cast<A*>(space.data());
+  launch("grouped_weight", weight_kernel<Tile, A>, grid, Tile::kThreads, 0, a, sums);
+  launch("grouped_weight", add_parts_kernel<T>, blocks_for(size), kBlock, 0, sums, parts, size,
+         static_cast<T*>(a.dw));
+}
+
+// Rows in words of 16 bytes are what the tensor cores' tiles are copied in.
+template <class... Pointers>
+bool whole_words(std::int64_t a, std::int64_t b, Pointers... pointers) {
+  return a % kPackOf<bfloat16> == 0 && b % kPackOf<bfloat16> == 0 &&
+         can_pack<bfloat16, kPackOf<bfloat16>>(pointers...);
+}
+
+/// Calls fn(tile) with the tile for a dtype: kRowsOf16·16 rows of it.
+template <int kRowsOf16, class F>
+void with_tile(const char* name, DType dtype, bool words, F&& fn) {
+  if (dtype == DType::bf16 && words) {
+    fn(TypeTag<MmaTile<kRowsOf16 / 2>>{});
+    return;
+  }
+  dispatch_float(dtype, name, [&](auto tag) {
+    fn(TypeTag<FmaTile<typename decltype(tag)::type, kRowsOf16>>{});
+  });
+}
+
+}  // namespace
+
+void install_grouped_gemm_kernels() {
+  grouped_gather.install(DeviceType::cuda, [](const GroupedGather& a) {
+    with_tile<8>("grouped_gather", a.dtype, whole_words(a.K, a.N, a.x, a.w),
+                 [&](auto tile) { gather<typename decltype(tile)::type>(a); });
+  });
+  grouped_scatter.install(DeviceType::cuda, [](const GroupedScatter& a) {
+    with_tile<4>("grouped_scatter", a.dtype, whole_words(a.K, a.N, a.y, a.w),
+                 [&](auto tile) { scatter<typename decltype(tile)::type>(a); });
+  });
+  grouped_weight.install(DeviceType::cuda, [](const GroupedWeight& a) {
+    with_tile<8>("grouped_weight", a.dtype, whole_words(a.P, a.Q, a.a, a.b),
+                 [&](auto tile) { weight<typename decltype(tile)::type>(a); });
+  });
+}
+
+}  // namespace proteus::cuda
