@@ -79,6 +79,11 @@ void AspaAttention::make_routed(double output_std, Generator& init) {
     salience_ = &add_child("salience", std::make_unique<Salience>(c, init));
   }
   gating_ = std::make_unique<Gating>(config_, *router_, salience_);
+  gating_->add_table({"routed.q", weights_.q, kInitStd});
+  gating_->add_table({"routed.k", weights_.k, kInitStd});
+  gating_->add_table({"routed.v", weights_.v, kInitStd});
+  gating_->add_table({"routed.o", weights_.o});
+  if (c.sink) gating_->add_table({"sink", weights_.sink});
 }
 
 void AspaAttention::set_alpha(double alpha) {
@@ -99,36 +104,11 @@ void AspaAttention::set_window(std::int64_t window) {
   visible_ = Tensor();
 }
 
-void AspaAttention::set_k(std::int64_t k) {
-  router();  // there must be one
-  gating_->set_k(k);
-}
+void AspaAttention::set_k(std::int64_t k) { gating().set_k(k); }
 
-HeadTables AspaAttention::head_tables() const {
-  return {weights_.q.value(), weights_.k.value(), weights_.v.value(), weights_.o.value(),
-          weights_.sink.defined() ? weights_.sink.value() : Tensor()};
-}
+Router& AspaAttention::router() { return gating().router(); }
 
-void AspaAttention::replace(const RouterTables& tables, const HeadTables& heads) {
-  router().replace(tables);
-  weights_.q.resize(heads.q);
-  weights_.k.resize(heads.k);
-  weights_.v.resize(heads.v);
-  weights_.o.resize(heads.o);
-  if (weights_.sink.defined()) weights_.sink.resize(heads.sink);
-  config_.routed_heads = tables.theta_q.numel();
-  gating_->restart();
-}
-
-Router& AspaAttention::router() {
-  if (!router_) throw ConfigError("aspa: router: this layer has no routed heads");
-  return *router_;
-}
-
-const Router& AspaAttention::router() const {
-  if (!router_) throw ConfigError("aspa: router: this layer has no routed heads");
-  return *router_;
-}
+const Router& AspaAttention::router() const { return gating().router(); }
 
 const AspaTelemetry& AspaAttention::telemetry() const {
   static const AspaTelemetry nothing;
@@ -269,9 +249,8 @@ void AspaAttention::after_step(double rate) {
 }
 
 void AspaAttention::force_selection(std::optional<Selection> selection) {
-  router();  // there must be one
-  gating_->force(Role::query, selection ? selection->query : Tensor());
-  gating_->force(Role::key, selection ? selection->key : Tensor());
+  gating().force(Role::query, selection ? selection->query : Tensor());
+  gating().force(Role::key, selection ? selection->key : Tensor());
 }
 
 void AspaAttention::begin_probe() {
@@ -313,6 +292,7 @@ double AspaAttention::attention_flops_per_token(std::int64_t T) const {
 double AspaAttention::total_flops_per_token(std::int64_t T) const {
   const AspaConfig& c = config_;
   double weights = 0;
+  double routing = 0;
   for (const Variable* v : {&weights_.qkv, &weights_.out}) {
     if (v->defined()) weights += static_cast<double>(v->value().numel());
   }
@@ -322,15 +302,9 @@ double AspaAttention::total_flops_per_token(std::int64_t T) const {
   }
   if (c.routed_heads > 0) {
     weights += static_cast<double>(k() * 4 * c.width * c.head_width);
-    // Per role: U, and a direction and a prototype per gate.
-    const double roles = c.key_shift ? 2 : 1;
-    const std::int64_t per_gate = c.prototypes.enabled ? 2 : 1;
-    const std::int64_t gates = router_->gate_state().w.size(0);
-    if (gated) {
-      weights += roles * static_cast<double>(c.routing_width * (c.width + per_gate * gates));
-    }
+    if (gated) routing = (c.key_shift ? 2 : 1) * router_->flops_per_token();
   }
-  return 2 * weights + attention_flops_per_token(T);
+  return 2 * weights + routing + attention_flops_per_token(T);
 }
 
 std::int64_t AspaAttention::active_parameter_count() const {

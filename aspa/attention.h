@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "aspa/config.h"
-#include "aspa/gating.h"
+#include "aspa/gated.h"
 #include "aspa/selection.h"
 #include "aspa/top_a.h"
 #include "nn/attention.h"
@@ -29,12 +29,7 @@ struct AspaWeights {
   Variable mu;
 };
 
-/// The parameters that have a row per routed head; sink may be undefined.
-struct HeadTables {
-  Tensor q, k, v, o, sink;
-};
-
-class AspaAttention : public Attention {
+class AspaAttention : public Attention, public Gated {
  public:
   /// `generator` draws dropout masks and must outlive the layer; `init` draws the weights. Throws
   /// ConfigError.
@@ -57,9 +52,8 @@ class AspaAttention : public Attention {
   void after_step(double rate) override;
 
   const AspaConfig& config() const { return config_; }
-  double alpha() const { return config_.alpha; }
-  /// At any time between two forward passes; throws ConfigError outside [0, 1].
-  void set_alpha(double alpha);
+  double alpha() const override { return config_.alpha; }
+  void set_alpha(double alpha) override;
   /// Entries that a routed query sees at alpha = 1. At any time, like alpha; what decoding has
   /// already forgotten does not come back. Throws ConfigError below 1.
   void set_window(std::int64_t window);
@@ -71,10 +65,9 @@ class AspaAttention : public Attention {
   /// Throws ConfigError if the layer has no routed heads.
   Router& router();
   const Router& router() const;
-  HeadTables head_tables() const;
-  /// For surgery and for loading: tables of any number of gates and heads, by consistent shapes.
-  /// What was collected since the last step is dropped.
-  void replace(const RouterTables& router, const HeadTables& heads);
+  Gating* gates() override { return gating_.get(); }
+  const Gating* gates() const override { return gating_.get(); }
+  Module& module() override { return *this; }
   /// nullptr where all tokens enter routed heads (config().salience).
   const Salience* salience() const { return salience_; }
   const AspaWeights& weights() const { return weights_; }

@@ -50,6 +50,7 @@ void update_thresholds(const BalanceConfig& config, double rate, const RoleLoads
   if (!config.enabled || loads.query.empty()) return;
   const double u = config.follow_rate ? config.u * rate : config.u;
   move(theta_q, loads.query, u);
+  if (!theta_k.defined()) return;
   move(theta_k, loads.key, u);
   limit_gap(theta_q, theta_k, config.max_role_gap);
 }

@@ -21,7 +21,7 @@ struct RoleLoads {
 /// The rule: θ_h ← θ_h + u·rate·sign(load_h − mean load), then |θ^Q_h − θ^K_h| ≤ max_role_gap, in
 /// place, per role. The mean is k/Hr where every token enters k heads. `rate` is the learning
 /// rate's share of its peak (unused unless config.follow_rate). theta_q and theta_k are [Hr], f32
-/// or f64.
+/// or f64; theta_k is undefined where there is no key role.
 void update_thresholds(const BalanceConfig& config, double rate, const RoleLoads& loads,
                        const Tensor& theta_q, const Tensor& theta_k);
 

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <string>
 
+#include "nn/mlp.h"
 #include "tensor/dtype.h"
 
 namespace proteus {
@@ -77,6 +78,10 @@ struct GatingConfig {
 
   /// At the start; surgery may change it.
   std::int64_t gates() const { return routed_heads * gates_per_head; }
+
+ protected:
+  /// The rules that both kinds share; `layer` begins the messages.
+  void check_gates(const char* layer) const;
 };
 
 struct AspaConfig : GatingConfig {
@@ -94,6 +99,16 @@ struct AspaConfig : GatingConfig {
   double dropout = 0;  ///< of the attention weights
 
   std::int64_t heads() const { return shared_heads + routed_heads; }
+  /// Throws ConfigError naming the option, the value and what is allowed.
+  void validate() const;
+};
+
+/// A gated MLP; its heads are experts: E = routed_heads, k_e = k.
+struct GatedMlpConfig : GatingConfig {
+  MlpKind kind = MlpKind::gelu;
+  std::int64_t expert_width = 0;  ///< F: hidden width of an expert
+  std::int64_t shared_width = 0;  ///< hidden width of the shared MLP; 0: there is none
+
   /// Throws ConfigError naming the option, the value and what is allowed.
   void validate() const;
 };

@@ -7,6 +7,7 @@
 
 #include "aspa/balance.h"
 #include "aspa/controllers.h"
+#include "aspa/gated.h"
 #include "aspa/selection.h"
 #include "aspa/slider.h"
 #include "autograd/checkpoint.h"
@@ -40,8 +41,21 @@ Tensor every_head(std::int64_t tokens, std::int64_t Hr) {
 
 }  // namespace
 
-Gating::Gating(const GatingConfig& config, Router& router, Salience* salience)
+Gating& Gated::gating() {
+  if (!gates()) throw ConfigError("aspa: router: this layer has no routed heads");
+  return *gates();
+}
+
+const Gating& Gated::gating() const { return const_cast<Gated*>(this)->gating(); }
+
+Gating::Gating(GatingConfig& config, Router& router, Salience* salience)
     : config_(config), router_(router), salience_(salience) {
+  refresh();
+}
+
+Gating::Gating(GatingConfig& config, Gating& owner)
+    : config_(config), router_(owner.router_), salience_(nullptr), owner_(&owner) {
+  owner.followers_.push_back(this);
   refresh();
 }
 
@@ -132,7 +146,8 @@ Variable Gating::key_bias(const Variable& z, const RoleRouting& routing,
 void Gating::collect(Role role, const RoleRouting& routing, const PackedRows& rows,
                      const Tensor& share) {
   count(counts_[index(role)], rows);
-  if (salience_) salience_->collect(role, routing.salience.value());
+  if (owner_) return owner_->collect(role, routing, rows, share);
+  if (routing.salience.defined()) salience_->collect(role, routing.salience.value());
   if (!config_.prototypes.enabled) return;
   const Tensor& projected = routing.projected.value();
   const ops::GateStatistics sums = router_.statistics(projected, rows, share);
@@ -170,19 +185,19 @@ std::vector<double> Gating::Count::load() const {
 
 void Gating::after_step(double rate) {
   if (counts_[0].tokens == 0) return;
+  if (!owner_) learn(rate);
+  report();
+  counts_ = {};
+  update_ = {};
+  if (!owner_) control_density();
+}
+
+void Gating::learn(double rate) {
   update_thresholds(config_.balance, rate, {counts_[0].load(), counts_[1].load()},
                     router_.theta(Role::query), router_.theta(Role::key));
   if (salience_) salience_->after_step(rate);
   if (config_.prototypes.enabled) move_prototypes(rate);
   router_.count_step();
-  telemetry_.steps = router_.steps();
-  report(Role::query);
-  report(Role::key);
-  telemetry_.density = (telemetry_.query.heads + telemetry_.key.heads) / 2 /
-                       static_cast<double>(config_.routed_heads);
-  counts_ = {};
-  update_ = {};
-  control_density();
 }
 
 void Gating::move_prototypes(double rate) {
@@ -201,11 +216,21 @@ void Gating::move_prototypes(double rate) {
   telemetry_.lambda = router_.lambda().value().item();
 }
 
-void Gating::report(Role role) {
-  const Count& count = counts_[index(role)];
-  RoleTelemetry& out = role == Role::query ? telemetry_.query : telemetry_.key;
-  out = describe_load(count.load());
-  out.kept = static_cast<double>(count.kept) / static_cast<double>(count.tokens);
+void Gating::report() {
+  double heads = 0;
+  double roles = 0;
+  for (const Role role : {Role::query, Role::key}) {
+    const Count& count = counts_[index(role)];
+    if (count.tokens == 0) continue;
+    RoleTelemetry& out = role == Role::query ? telemetry_.query : telemetry_.key;
+    out = describe_load(count.load());
+    out.kept = static_cast<double>(count.kept) / static_cast<double>(count.tokens);
+    heads += out.heads;
+    roles += 1;
+  }
+  telemetry_.steps = router_.steps();
+  telemetry_.k = k();
+  telemetry_.density = heads / roles / static_cast<double>(config_.routed_heads);
 }
 
 void Gating::control_density() {
@@ -219,7 +244,20 @@ void Gating::control_density() {
   set_k(after);
 }
 
+void Gating::add_table(HeadTable table) {
+  if (owner_) owner_->add_table(table);
+  tables_.push_back(std::move(table));
+}
+
+void Gating::replace(const RouterTables& router, const std::vector<Tensor>& tables) {
+  router_.replace(router);
+  for (std::size_t i = 0; i < tables_.size(); ++i) tables_[i].variable.resize(tables[i]);
+  restart();
+  for (Gating* follower : followers_) follower->restart();
+}
+
 void Gating::restart() {
+  config_.routed_heads = router_.theta(Role::query).numel();
   counts_ = {};
   update_ = {};
   probe_ = {};

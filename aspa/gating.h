@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <string>
 #include <vector>
 
 #include "aspa/config.h"
@@ -20,6 +21,13 @@ struct RoleRouting {
   Variable salience;   ///< S [N], undefined where every token is kept
 };
 
+/// A parameter with a row per head, for surgery.
+struct HeadTable {
+  std::string name;  ///< as in the layer's parameters(); "../" leads to its block
+  Variable variable;
+  double fresh_std = 0;  ///< of a new head's row; 0: zeros
+};
+
 class Gating {
  public:
   /// What the gates say about tokens, without gradient.
@@ -31,7 +39,18 @@ class Gating {
 
   /// All three belong to the layer and outlive this; `config` is read anew by every call, for alpha
   /// and the number of heads. `salience` is null where all tokens enter.
-  Gating(const GatingConfig& config, Router& router, Salience* salience);
+  Gating(GatingConfig& config, Router& router, Salience* salience);
+  /// Uses the gates of `owner`, which outlives this, in the query role: what is collected here
+  /// counts there too, and only the owner moves them. Without salience.
+  Gating(GatingConfig& config, Gating& owner);
+  Gating(const Gating&) = delete;
+  Gating& operator=(const Gating&) = delete;
+
+  const GatingConfig& config() const { return config_; }
+  Router& router() { return router_; }
+  const Router& router() const { return router_; }
+  /// Whether the gates are another layer's.
+  bool follows() const { return owner_ != nullptr; }
 
   /// At alpha = 0 every token enters every head and every gate is off: the router does not run.
   bool gated() const { return config_.alpha > 0; }
@@ -59,8 +78,13 @@ class Gating {
   /// Moves thresholds, prototypes and k by what was collected since the last call. Does nothing if
   /// that is nothing.
   void after_step(double rate);
-  /// Drops what was collected and probed, and reports alpha and k anew: for a changed table.
-  void restart();
+
+  /// What stands behind the gates; an owner's list has its followers' too.
+  void add_table(HeadTable table);
+  const std::vector<HeadTable>& tables() const { return tables_; }
+  /// For surgery and for loading: a router and tables (in order of tables()) of any number of gates
+  /// and heads, by consistent shapes. What was collected since the last step is dropped.
+  void replace(const RouterTables& router, const std::vector<Tensor>& tables);
   /// Reports alpha and k anew.
   void refresh();
   const AspaTelemetry& telemetry() const { return telemetry_; }
@@ -86,13 +110,19 @@ class Gating {
   /// S per packed row.
   Variable row_salience(const RoleRouting& routing, const PackedRows& rows) const;
   void count(Count& count, const PackedRows& rows) const;
+  void learn(double rate);
   void move_prototypes(double rate);
-  void report(Role role);
+  void report();
   void control_density();
+  /// Drops what was collected and probed.
+  void restart();
 
-  const GatingConfig& config_;
+  GatingConfig& config_;
   Router& router_;
   Salience* salience_;
+  Gating* owner_ = nullptr;
+  std::vector<Gating*> followers_;
+  std::vector<HeadTable> tables_;
   std::array<Count, kRoles> counts_;
   GateUpdate update_;
   std::array<Tensor, kRoles> forced_;

@@ -23,14 +23,14 @@ double cosine(const std::vector<double>& rows, std::int64_t R, std::int64_t a, s
   return aa > 0 && bb > 0 ? ab / std::sqrt(aa * bb) : 0;
 }
 
-std::optional<GateProposal> dead(const AspaAttention& layer, const GateState& gates) {
+std::optional<GateProposal> dead(const Gated& layer, const GateState& gates) {
   const auto* head = gates.head_of_gate.data<std::int32_t>();
-  for (const std::int64_t gate : dead_gates(layer.config().prototypes, gates)) {
+  const PrototypeConfig& config = layer.gating().config().prototypes;
+  for (const std::int64_t gate : dead_gates(config, gates)) {
     if (std::count(head, head + gates.N.numel(), head[gate]) == 1) continue;
-    return GateProposal{
-        "prune", gate, -1,
-        fmt::format("dead: under {} of the mean use for {} steps",
-                    layer.config().prototypes.dead_share, gates.starving.select(0, gate).item())};
+    return GateProposal{"prune", gate, -1,
+                        fmt::format("dead: under {} of the mean use for {} steps",
+                                    config.dead_share, gates.starving.select(0, gate).item())};
   }
   return std::nullopt;
 }
@@ -59,12 +59,11 @@ std::optional<GateProposal> twins(const GatePolicy& policy, const GateState& gat
   return best.gate < 0 ? std::nullopt : std::optional(best);
 }
 
-std::optional<GateProposal> busy(const GatePolicy& policy, const AspaAttention& layer,
+std::optional<GateProposal> busy(const GatePolicy& policy, const Gated& layer,
                                  const GateState& gates) {
   const auto G = gates.N.numel();
-  const std::int64_t most = policy.most_gates > 0
-                                ? policy.most_gates
-                                : 2 * layer.config().routed_heads * layer.config().gates_per_head;
+  const std::int64_t most =
+      policy.most_gates > 0 ? policy.most_gates : 2 * layer.gating().config().gates();
   const double entropy = gate_entropy(gates);
   if (G >= most || entropy >= policy.clone_entropy) return std::nullopt;
   const auto N = gates.N.to_vector();
@@ -89,16 +88,16 @@ double gate_entropy(const GateState& gates) {
   return entropy / std::log(static_cast<double>(N.size()));
 }
 
-std::optional<GateProposal> propose(const GatePolicy& policy, const AspaAttention& layer) {
-  const GateState gates = layer.router().gate_state();
+std::optional<GateProposal> propose(const GatePolicy& policy, const Gated& layer) {
+  const GateState gates = layer.gating().router().gate_state();
   if (!gates.N.defined()) return std::nullopt;
   if (auto proposal = dead(layer, gates)) return proposal;
   if (auto proposal = twins(policy, gates)) return proposal;
   return busy(policy, layer, gates);
 }
 
-GateEdit apply(const GatePolicy& policy, const GateProposal& proposal, AspaAttention& layer,
-               RngKey key, const EditHook& hook) {
+GateEdit apply(const GatePolicy& policy, const GateProposal& proposal, Gated& layer, RngKey key,
+               const EditHook& hook) {
   if (proposal.operation == "prune") return prune_gate(layer, proposal.gate, hook);
   if (proposal.operation == "merge") {
     return merge_gates(layer, proposal.gate, proposal.other, hook);

@@ -28,10 +28,10 @@ struct GateProposal {
 };
 
 /// Nothing to do, or the most urgent operation. Needs prototypes: without them nothing is counted.
-std::optional<GateProposal> propose(const GatePolicy& policy, const AspaAttention& layer);
+std::optional<GateProposal> propose(const GatePolicy& policy, const Gated& layer);
 /// Does it; `key` draws a clone's noise.
-GateEdit apply(const GatePolicy& policy, const GateProposal& proposal, AspaAttention& layer,
-               RngKey key, const EditHook& hook);
+GateEdit apply(const GatePolicy& policy, const GateProposal& proposal, Gated& layer, RngKey key,
+               const EditHook& hook);
 
 /// Entropy of how often gates are taken (N), as a share of log G: 1 is even.
 double gate_entropy(const GateState& gates);

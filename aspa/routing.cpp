@@ -29,7 +29,7 @@ Tensor unit_rows(const Tensor& t) {
 
 }  // namespace
 
-Router::Router(const GatingConfig& c, Generator& init)
+Router::Router(const GatingConfig& c, Generator& init, int roles)
     : heads_(c.routed_heads), dtype_(c.dtype == DType::f64 ? DType::f64 : DType::f32) {
   const std::int64_t G = c.gates();
   const std::int64_t R = c.routing_width;
@@ -51,7 +51,7 @@ Router::Router(const GatingConfig& c, Generator& init)
   auto* head = head_of_gate_.data<std::int32_t>();
   for (std::int64_t g = 0; g < G; ++g) head[g] = static_cast<std::int32_t>(g / c.gates_per_head);
   theta_q_ = add_buffer("theta_q", Tensor::zeros({heads_}, dtype_));
-  theta_k_ = add_buffer("theta_k", Tensor::zeros({heads_}, dtype_));
+  if (roles > 1) theta_k_ = add_buffer("theta_k", Tensor::zeros({heads_}, dtype_));
   ramp_ = add_buffer("ramp", Tensor::zeros({heads_}, DType::i32));
   k_ = add_buffer("k", Tensor::full({1}, static_cast<double>(c.k), DType::i64));
   steps_ = add_buffer("steps", Tensor::zeros({1}, DType::i64));
@@ -155,6 +155,11 @@ void Router::replace(const RouterTables& t) {
   replace_buffer("ramp", ramp_);
   index_gates();
   index_ramp();
+}
+
+double Router::flops_per_token() const {
+  const std::int64_t per_gate = lambda_.defined() ? 2 : 1;
+  return 2 * static_cast<double>(U_.size(0) * (U_.size(1) + per_gate * w_.size(0)));
 }
 
 void Router::set_k(std::int64_t k) const { k_.fill_(static_cast<double>(k)); }

@@ -18,7 +18,7 @@ constexpr int kRoles = 2;
 /// What surgery edits of a router.
 struct RouterTables {
   GateState gates;
-  Tensor theta_q, theta_k;  ///< [Hr]
+  Tensor theta_q, theta_k;  ///< [Hr]; theta_k is undefined where there is no key role
   Tensor ramp;              ///< [Hr] i32
 };
 
@@ -28,8 +28,8 @@ struct RouterTables {
 class Router : public Module {
  public:
   /// `init` draws U (std 1/√(3C), that of a plain linear layer), w (std 1/√R) and the first
-  /// prototypes (random directions).
-  Router(const GatingConfig& config, Generator& init);
+  /// prototypes (random directions). With one role there is no "theta_k".
+  Router(const GatingConfig& config, Generator& init, int roles = kRoles);
 
   /// f64 for a layer in f64, f32 otherwise.
   DType dtype() const { return dtype_; }
@@ -59,6 +59,8 @@ class Router : public Module {
   /// Routed heads that a token enters at alpha = 1; the density controller moves it.
   std::int64_t k() const { return k_.data<std::int64_t>()[0]; }
   void set_k(std::int64_t k) const;
+  /// Of scoring one token in one role: U, and a direction and a prototype per gate.
+  double flops_per_token() const;
   /// Optimizer steps taken so far.
   std::int64_t steps() const { return steps_.data<std::int64_t>()[0]; }
   /// One more; new heads come one step nearer to competing.

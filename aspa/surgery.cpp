@@ -20,20 +20,22 @@ void refuse(const char* operation, const std::string& why) {
 /// A layer's tables while they are edited; commit() tells the hook, then the layer.
 class Edit {
  public:
-  Edit(AspaAttention& layer, const char* operation)
-      : layer_(layer), operation_(operation), tables_(layer.router().tables()) {
+  Edit(Gated& layer, const char* operation)
+      : gating_(layer.gating()), operation_(operation), tables_(gating_.router().tables()) {
+    if (gating_.follows()) {
+      refuse(operation, "these gates are those of the block's attention; operate on them there");
+    }
     for (Tensor* t : {&tables_.gates.w, &tables_.gates.p, &tables_.gates.N, &tables_.gates.P,
                       &tables_.gates.mass, &tables_.gates.head_of_gate, &tables_.gates.starving,
                       &tables_.theta_q, &tables_.theta_k, &tables_.ramp}) {
       if (t->defined()) *t = t->clone();
     }
-    heads_ = layer.head_tables();
+    for (const HeadTable& table : gating_.tables()) heads_.push_back(table.variable.value());
   }
 
   std::int64_t gates() const { return tables_.gates.w.size(0); }
   std::int64_t heads() const { return tables_.theta_q.numel(); }
   RouterTables& tables() { return tables_; }
-  HeadTables& head_tables() { return heads_; }
   std::int32_t& head_of(std::int64_t gate) {
     return tables_.gates.head_of_gate.data<std::int32_t>()[gate];
   }
@@ -70,16 +72,24 @@ class Edit {
   }
   /// Head rows; a row without terms is a new head.
   void map_heads(const RowMap& rows) {
-    for (const auto& [name, tensor] : {std::pair<const char*, Tensor*>{"routed.q", &heads_.q},
-                                       {"routed.k", &heads_.k},
-                                       {"routed.v", &heads_.v},
-                                       {"routed.o", &heads_.o},
-                                       {"sink", &heads_.sink}}) {
-      if (!tensor->defined()) continue;
-      *tensor = map_rows(*tensor, rows);
-      edits_.push_back({name, rows});
+    for (std::size_t i = 0; i < heads_.size(); ++i) {
+      heads_[i] = map_rows(heads_[i], rows);
+      edits_.push_back({gating_.tables()[i].name, rows});
     }
-    for (Tensor* t : {&tables_.theta_q, &tables_.theta_k, &tables_.ramp}) *t = map_rows(*t, rows);
+    for (Tensor* t : {&tables_.theta_q, &tables_.theta_k, &tables_.ramp}) {
+      if (t->defined()) *t = map_rows(*t, rows);
+    }
+  }
+
+  /// Draws the rows of a new head in the tables that do not begin with zeros.
+  void draw_head(std::int64_t head, RngKey key) {
+    for (std::size_t i = 0; i < heads_.size(); ++i) {
+      const double std = gating_.tables()[i].fresh_std;
+      if (std <= 0) continue;
+      ++key.stream;
+      const Tensor row = heads_[i].select(0, head);
+      row.copy_(Tensor::randn(row.shape(), key, row.dtype(), 0, std));
+    }
   }
 
   /// mass of a head's gates → its share of their sum.
@@ -115,14 +125,14 @@ class Edit {
 
   void commit(const EditHook& hook) {
     if (hook && !edits_.empty()) hook(edits_);
-    layer_.replace(tables_, heads_);
+    gating_.replace(tables_, heads_);
   }
 
  private:
-  AspaAttention& layer_;
+  Gating& gating_;
   const char* operation_;
   RouterTables tables_;
-  HeadTables heads_;
+  std::vector<Tensor> heads_;
   std::vector<RowEdit> edits_;
 };
 
@@ -136,7 +146,7 @@ RowMap without(std::int64_t rows, const std::function<bool(std::int64_t)>& dropp
 
 }  // namespace
 
-GateEdit clone_gate(AspaAttention& layer, std::int64_t gate, double noise, RngKey key,
+GateEdit clone_gate(Gated& layer, std::int64_t gate, double noise, RngKey key,
                     const EditHook& hook) {
   Edit edit(layer, "clone gate");
   edit.check_gate(gate);
@@ -154,8 +164,7 @@ GateEdit clone_gate(AspaAttention& layer, std::int64_t gate, double noise, RngKe
   return {"clone", gate, fresh, head};
 }
 
-GateEdit merge_gates(AspaAttention& layer, std::int64_t gate, std::int64_t other,
-                     const EditHook& hook) {
+GateEdit merge_gates(Gated& layer, std::int64_t gate, std::int64_t other, const EditHook& hook) {
   Edit edit(layer, "merge gates");
   edit.check_gate(gate);
   edit.check_gate(other);
@@ -190,7 +199,7 @@ GateEdit merge_gates(AspaAttention& layer, std::int64_t gate, std::int64_t other
   return {"merge", gate, other, head};
 }
 
-GateEdit prune_gate(AspaAttention& layer, std::int64_t gate, const EditHook& hook) {
+GateEdit prune_gate(Gated& layer, std::int64_t gate, const EditHook& hook) {
   Edit edit(layer, "prune gate");
   edit.check_gate(gate);
   edit.check_not_last(gate);
@@ -202,8 +211,7 @@ GateEdit prune_gate(AspaAttention& layer, std::int64_t gate, const EditHook& hoo
   return {"prune", gate, -1, head};
 }
 
-GateEdit rehome_gate(AspaAttention& layer, std::int64_t gate, std::int64_t head,
-                     const EditHook& hook) {
+GateEdit rehome_gate(Gated& layer, std::int64_t gate, std::int64_t head, const EditHook& hook) {
   Edit edit(layer, "re-home gate");
   edit.check_gate(gate);
   edit.check_head(head);
@@ -220,9 +228,10 @@ GateEdit rehome_gate(AspaAttention& layer, std::int64_t gate, std::int64_t head,
   return {"re-home", gate, -1, head};
 }
 
-GateEdit add_head(AspaAttention& layer, const NewHead& config, RngKey key, const EditHook& hook) {
+GateEdit add_head(Gated& layer, const NewHead& config, RngKey key, const EditHook& hook) {
   Edit edit(layer, "add head");
-  const std::int64_t count = config.gates > 0 ? config.gates : layer.config().gates_per_head;
+  const std::int64_t count =
+      config.gates > 0 ? config.gates : layer.gating().config().gates_per_head;
   if (config.ramp_steps < 0) {
     refuse("add head", fmt::format("ramp_steps: expected at least 0, got {}", config.ramp_steps));
   }
@@ -250,30 +259,24 @@ GateEdit add_head(AspaAttention& layer, const NewHead& config, RngKey key, const
     ++key.stream;
     edit.disturb(gate, config.noise, key);
   }
-  const auto thresholds = [](const Tensor& theta) {
-    const auto values = theta.to_vector();
-    return std::accumulate(values.begin(), values.end(), 0.0) / static_cast<double>(values.size());
-  };
-  const double theta_q = thresholds(edit.tables().theta_q);
-  const double theta_k = thresholds(edit.tables().theta_k);
+  std::vector<std::pair<Tensor*, double>> thresholds;  // a new head gets the mean of each role's
+  for (Tensor* theta : {&edit.tables().theta_q, &edit.tables().theta_k}) {
+    if (!theta->defined()) continue;
+    const auto values = theta->to_vector();
+    thresholds.emplace_back(theta, std::accumulate(values.begin(), values.end(), 0.0) /
+                                       static_cast<double>(values.size()));
+  }
   RowMap heads = identity_rows(head);
   heads.emplace_back();
   edit.map_heads(heads);
-  edit.tables().theta_q.select(0, head).fill_(theta_q);
-  edit.tables().theta_k.select(0, head).fill_(theta_k);
+  for (const auto& [theta, mean] : thresholds) theta->select(0, head).fill_(mean);
   edit.tables().ramp.select(0, head).fill_(static_cast<double>(config.ramp_steps));
-  HeadTables& h = edit.head_tables();
-  for (const Tensor& t : {h.q, h.k, h.v}) {
-    ++key.stream;
-    const Tensor row = t.select(0, head);
-    row.copy_(Tensor::randn(row.shape(), key, row.dtype(), 0, kInitStd));
-  }
+  edit.draw_head(head, key);
   edit.commit(hook);
   return {"add-head", -1, -1, head};
 }
 
-GateEdit prune_head(AspaAttention& layer, std::int64_t head, double most_usage,
-                    const EditHook& hook) {
+GateEdit prune_head(Gated& layer, std::int64_t head, double most_usage, const EditHook& hook) {
   Edit edit(layer, "prune head");
   edit.check_head(head);
   const auto usage = head_usage(layer);
@@ -287,9 +290,10 @@ GateEdit prune_head(AspaAttention& layer, std::int64_t head, double most_usage,
                                      head, use, most_usage));
   }
   const bool ramping = edit.tables().ramp.data<std::int32_t>()[head] > 0;
-  if (layer.router().established() - (ramping ? 0 : 1) < layer.router().k()) {
-    refuse("prune head", fmt::format("a token enters k = {} heads and there are {}",
-                                     layer.router().k(), layer.router().established()));
+  const Router& router = layer.gating().router();
+  if (router.established() - (ramping ? 0 : 1) < router.k()) {
+    refuse("prune head", fmt::format("a token enters k = {} heads and there are {}", router.k(),
+                                     router.established()));
   }
   const RowMap gates =
       without(edit.gates(), [&](std::int64_t g) { return edit.head_of(g) == head; });
@@ -302,18 +306,20 @@ GateEdit prune_head(AspaAttention& layer, std::int64_t head, double most_usage,
   return {"prune-head", -1, -1, head};
 }
 
-std::vector<double> head_usage(const AspaAttention& layer) {
-  const GateState gates = layer.router().gate_state();
-  std::vector<double> use(static_cast<std::size_t>(layer.config().routed_heads));
+std::vector<double> head_usage(const Gated& layer) {
+  const Gating& gating = layer.gating();
+  const GateState gates = gating.router().gate_state();
+  std::vector<double> use(static_cast<std::size_t>(gating.config().routed_heads));
   if (gates.N.defined()) {
     const auto N = gates.N.to_vector();
     for (std::size_t g = 0; g < N.size(); ++g) {
       use[static_cast<std::size_t>(gates.head_of_gate.data<std::int32_t>()[g])] += N[g];
     }
   } else {
-    const AspaTelemetry& t = layer.telemetry();
-    if (t.query.load.size() != use.size()) return {};
-    for (std::size_t h = 0; h < use.size(); ++h) use[h] = t.query.load[h] + t.key.load[h];
+    for (const RoleTelemetry* role : {&gating.telemetry().query, &gating.telemetry().key}) {
+      if (role->load.size() != use.size()) continue;
+      for (std::size_t h = 0; h < use.size(); ++h) use[h] += role->load[h];
+    }
   }
   const double sum = std::accumulate(use.begin(), use.end(), 0.0);
   if (!(sum > 0)) return {};
@@ -321,14 +327,14 @@ std::vector<double> head_usage(const AspaAttention& layer) {
   return use;
 }
 
-double output_change(AspaAttention& layer, const Tensor& x, const std::function<void()>& edit) {
+double output_change(Gated& layer, const Tensor& x, const std::function<void()>& edit) {
   const NoGradGuard no_grad;
-  const bool training = layer.training();
-  layer.set_training(false);
+  const bool training = layer.module().training();
+  layer.module().set_training(false);
   const auto before = layer.forward(Variable(x)).value().to_vector();
   edit();
   const auto after = layer.forward(Variable(x)).value().to_vector();
-  layer.set_training(training);
+  layer.module().set_training(training);
   double change = 0;
   double size = 0;
   for (std::size_t i = 0; i < before.size(); ++i) {

@@ -6,7 +6,7 @@
 
 namespace proteus {
 
-Block::Block(std::unique_ptr<Attention> attention, NormKind norm, std::unique_ptr<Mlp> mlp,
+Block::Block(std::unique_ptr<Attention> attention, NormKind norm, std::unique_ptr<FeedForward> mlp,
              std::int64_t width, bool bias, double dropout, Generator& generator)
     : norm1_(add_child("norm1", std::make_unique<Norm>(norm, width, bias))),
       attention_(add_child("attn", std::move(attention))),

@@ -11,7 +11,7 @@ namespace proteus {
 
 class Block : public Module {
  public:
-  Block(std::unique_ptr<Attention> attention, NormKind norm, std::unique_ptr<Mlp> mlp,
+  Block(std::unique_ptr<Attention> attention, NormKind norm, std::unique_ptr<FeedForward> mlp,
         std::int64_t width, bool bias, double dropout, Generator& generator);
 
   /// x [B, T, C] → [B, T, C].
@@ -19,13 +19,13 @@ class Block : public Module {
   /// The same for one more token of every sequence, x [B, C]; see Attention::step.
   Tensor step(const Tensor& x, std::span<AttentionState* const> states) const;
   Attention& attention() const { return attention_; }
-  const Mlp& mlp() const { return mlp_; }
+  FeedForward& mlp() const { return mlp_; }
 
  private:
   Norm& norm1_;
   Attention& attention_;
   Norm& norm2_;
-  Mlp& mlp_;
+  FeedForward& mlp_;
   double dropout_;
   Generator& generator_;
 };

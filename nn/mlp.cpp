@@ -6,22 +6,27 @@
 
 namespace proteus {
 
-Mlp::Mlp(MlpKind kind, std::int64_t width, std::int64_t hidden, bool bias, double output_std,
-         Generator& init)
-    : kind_(kind) {
-  if (hidden == 0) {
-    hidden = kind == MlpKind::gelu ? 4 * width : (8 * width / 3 + 31) / 32 * 32;
-  }
-  up_weight_ = add_parameter("up.weight", normal_init({hidden, width}, init));
-  if (bias) up_bias_ = add_parameter("up.bias", Tensor::zeros({hidden}), Decay::no);
-  if (kind == MlpKind::swiglu) {
-    gate_weight_ = add_parameter("gate.weight", normal_init({hidden, width}, init));
-  }
-  down_weight_ = add_parameter("down.weight", normal_init({width, hidden}, init, output_std));
-  if (bias) down_bias_ = add_parameter("down.bias", Tensor::zeros({width}), Decay::no);
+std::int64_t usual_mlp_width(MlpKind kind, std::int64_t width) {
+  return kind == MlpKind::gelu ? 4 * width : (8 * width / 3 + 31) / 32 * 32;
 }
 
-Variable Mlp::forward(const Variable& x) const {
+Mlp::Mlp(MlpKind kind, std::int64_t width, std::int64_t hidden, bool bias, double output_std,
+         Generator& init, DType dtype)
+    : kind_(kind) {
+  if (hidden == 0) hidden = usual_mlp_width(kind, width);
+  const auto matrix = [&](const Shape& shape, double std) {
+    return normal_init(shape, init, std, dtype);
+  };
+  up_weight_ = add_parameter("up.weight", matrix({hidden, width}, kInitStd));
+  if (bias) up_bias_ = add_parameter("up.bias", Tensor::zeros({hidden}, dtype), Decay::no);
+  if (kind == MlpKind::swiglu) {
+    gate_weight_ = add_parameter("gate.weight", matrix({hidden, width}, kInitStd));
+  }
+  down_weight_ = add_parameter("down.weight", matrix({width, hidden}, output_std));
+  if (bias) down_bias_ = add_parameter("down.bias", Tensor::zeros({width}, dtype), Decay::no);
+}
+
+Variable Mlp::forward(const Variable& x) {
   if (kind_ == MlpKind::gelu) return mlp_gelu(x, up_weight_, up_bias_, down_weight_, down_bias_);
   const Variable up = linear(x, up_weight_, up_bias_);
   const Variable gate = linear(x, gate_weight_, {});

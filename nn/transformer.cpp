@@ -29,7 +29,8 @@ const TransformerConfig& checked(const TransformerConfig& c) {
 }
 }  // namespace
 
-Transformer::Transformer(const TransformerConfig& config, const AttentionFactory& make_attention)
+Transformer::Transformer(const TransformerConfig& config, const AttentionFactory& make_attention,
+                         const FeedForwardFactory& make_feed_forward)
     : config_(checked(config)), generator_(config.seed, kDropoutStream) {
   Generator init(config.seed, kInitStream);
   embedding_ =
@@ -37,8 +38,13 @@ Transformer::Transformer(const TransformerConfig& config, const AttentionFactory
   const double output_std = residual_std(config.layers);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     auto attention = make_attention({static_cast<int>(layer), output_std, init, generator_});
-    auto mlp = std::make_unique<Mlp>(config.mlp, config.width, config.mlp_width, config.bias,
-                                     output_std, init);
+    std::unique_ptr<FeedForward> mlp;
+    if (make_feed_forward) {
+      mlp = make_feed_forward({static_cast<int>(layer), output_std, init, *attention});
+    } else {
+      mlp = std::make_unique<Mlp>(config.mlp, config.width, config.mlp_width, config.bias,
+                                  output_std, init);
+    }
     blocks_.push_back(
         &add_child("blocks." + std::to_string(layer),
                    std::make_unique<Block>(std::move(attention), config.norm, std::move(mlp),
@@ -122,11 +128,18 @@ Tensor Transformer::normed(const Tensor& x) const {
 }
 
 void Transformer::after_step(double rate) {
-  for (Block* block : blocks_) block->attention().after_step(rate);
+  for (Block* block : blocks_) {
+    block->attention().after_step(rate);
+    block->mlp().after_step(rate);
+  }
 }
 
 Attention& Transformer::attention(std::int64_t layer) const {
   return blocks_.at(static_cast<std::size_t>(layer))->attention();
+}
+
+FeedForward& Transformer::feed_forward(std::int64_t layer) const {
+  return blocks_.at(static_cast<std::size_t>(layer))->mlp();
 }
 
 double Transformer::attention_flops_per_token(std::int64_t T) const {
@@ -147,6 +160,7 @@ std::int64_t Transformer::active_parameter_count() const {
   std::int64_t n = parameter_count();
   for (const Block* block : blocks_) {
     n += block->attention().active_parameter_count() - block->attention().parameter_count();
+    n += block->mlp().active_parameter_count() - block->mlp().parameter_count();
   }
   return n;
 }

@@ -34,6 +34,15 @@ struct AttentionSite {
 };
 using AttentionFactory = std::function<std::unique_ptr<Attention>(const AttentionSite&)>;
 
+/// The same for the feed-forward half of the layer, made after its attention.
+struct FeedForwardSite {
+  int layer = 0;
+  double output_std = 0;
+  Generator& init;
+  Attention& attention;
+};
+using FeedForwardFactory = std::function<std::unique_ptr<FeedForward>(const FeedForwardSite&)>;
+
 /// What a transformer remembers of one sequence, layer by layer.
 struct DecodeState {
   std::vector<std::unique_ptr<AttentionState>> layers;
@@ -44,7 +53,9 @@ struct DecodeState {
 
 class Transformer : public Module {
  public:
-  Transformer(const TransformerConfig& config, const AttentionFactory& make_attention);
+  /// Without `make_feed_forward` every block has the dense Mlp of the configuration.
+  Transformer(const TransformerConfig& config, const AttentionFactory& make_attention,
+              const FeedForwardFactory& make_feed_forward = {});
 
   /// tokens i32 or i64 [B, T] → the final norm's output [B, T, C].
   Variable hidden(const Tensor& tokens);
@@ -74,6 +85,7 @@ class Transformer : public Module {
   const TransformerConfig& config() const { return config_; }
   std::int64_t layers() const { return static_cast<std::int64_t>(blocks_.size()); }
   Attention& attention(std::int64_t layer) const;
+  FeedForward& feed_forward(std::int64_t layer) const;
   /// The stream of dropout masks; part of a checkpoint.
   Generator& generator() { return generator_; }
   double attention_flops_per_token(std::int64_t T) const;

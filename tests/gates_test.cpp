@@ -173,7 +173,8 @@ TEST(GatePolicy, DeadThenTwinsThenBusy) {
   ASSERT_TRUE(proposal);
   EXPECT_EQ(proposal->operation, "clone");
   EXPECT_EQ(proposal->gate, 5);
-  apply(policy, *proposal, layer, {1, 1}, optimizer_hook(run.trainer->optimizer(), 0));
+  apply(policy, *proposal, layer, {1, 1},
+        optimizer_hook(run.trainer->optimizer(), gated_parts(*run.model)[0]));
   proposal = propose(policy, layer);
   EXPECT_TRUE(!proposal || proposal->operation != "merge");  // the busy twins stay apart
   const GateState after = layer.router().gate_state();

@@ -7,7 +7,6 @@
 
 #include "tensor/error.h"
 #include "train/checkpoint.h"
-#include "train/models.h"
 #include "train/trainer.h"
 
 namespace proteus {
@@ -16,7 +15,11 @@ namespace {
 constexpr std::uint64_t kSurgeryStream = std::uint64_t{5} << 40;
 constexpr std::uint64_t kStreamsPerStep = 1 << 16;
 
-std::string prefix_of(std::int64_t layer) { return fmt::format("blocks.{}.attn.", layer); }
+// The full name of a parameter or buffer of a part; see HeadTable::name.
+std::string full_name(const GatedPart& part, const std::string& name) {
+  if (!name.starts_with("../")) return part.prefix() + name;
+  return fmt::format("blocks.{}.{}", part.layer, name.substr(3));
+}
 
 double probe_loss(Transformer& model, const Batch& probe) {
   return evaluate(
@@ -24,30 +27,29 @@ double probe_loss(Transformer& model, const Batch& probe) {
       .loss;
 }
 
-/// The tables of one layer as a checkpoint has them, checked against the layer's own.
+/// The tables of one part as a checkpoint has them, checked against the part's own.
 class SavedTables {
  public:
-  SavedTables(const std::map<std::string, Tensor>& given, std::int64_t layer,
+  SavedTables(const std::map<std::string, Tensor>& given, const GatedPart& part,
               const std::string& source)
-      : given_(given), prefix_(prefix_of(layer)), source_(source) {}
+      : given_(given), part_(part), source_(source) {}
 
   /// The first dimension of a tensor, −1 where it is missing.
-  std::int64_t rows(const char* name) const {
-    const auto found = given_.find(prefix_ + name);
+  std::int64_t rows(const std::string& name) const {
+    const auto found = given_.find(full_name(part_, name));
     return found == given_.end() || found->second.rank() == 0 ? -1 : found->second.size(0);
   }
 
   /// A copy of the tensor; `like` has its shape but for the number of rows. Undefined stays so.
-  Tensor take(const char* name, const Tensor& like, std::int64_t rows) const {
+  Tensor take(const std::string& name, const Tensor& like, std::int64_t rows) const {
     if (!like.defined()) return {};
-    const auto found = given_.find(prefix_ + name);
-    if (found == given_.end()) {
-      throw FileError(source_ + ": \"" + prefix_ + name + "\" is missing");
-    }
+    const std::string full = full_name(part_, name);
+    const auto found = given_.find(full);
+    if (found == given_.end()) throw FileError(source_ + ": \"" + full + "\" is missing");
     Shape shape = like.shape();
     shape[0] = rows;
     if (found->second.shape() != shape || found->second.dtype() != like.dtype()) {
-      throw FileError(fmt::format("{}: \"{}{}\": expected {} {}, got {}", source_, prefix_, name,
+      throw FileError(fmt::format("{}: \"{}\": expected {} {}, got {}", source_, full,
                                   name_of(like.dtype()), to_string(shape),
                                   describe(found->second)));
     }
@@ -56,16 +58,15 @@ class SavedTables {
 
  private:
   const std::map<std::string, Tensor>& given_;
-  std::string prefix_;
+  const GatedPart& part_;
   const std::string& source_;
 };
 
-void adopt_tables(AspaAttention& layer, const SavedTables& saved, const std::string& source) {
-  RouterTables t = layer.router().tables();
-  HeadTables h = layer.head_tables();
+void adopt_tables(Gating& gating, const SavedTables& saved, const std::string& source) {
+  RouterTables t = gating.router().tables();
   const std::int64_t G = saved.rows("router.w");
-  const std::int64_t Hr = saved.rows("routed.q");
-  if (G < 1 || Hr < 1 || (G == t.gates.w.size(0) && Hr == h.q.size(0))) return;
+  const std::int64_t Hr = saved.rows("router.theta_q");
+  if (G < 1 || Hr < 1 || (G == t.gates.w.size(0) && Hr == t.theta_q.numel())) return;
   const bool prototypes = t.gates.N.defined();
   t.gates.w = saved.take("router.w", t.gates.w, G);
   if (prototypes) {
@@ -81,13 +82,12 @@ void adopt_tables(AspaAttention& layer, const SavedTables& saved, const std::str
   t.theta_q = saved.take("router.theta_q", t.theta_q, Hr);
   t.theta_k = saved.take("router.theta_k", t.theta_k, Hr);
   t.ramp = saved.take("router.ramp", t.ramp, Hr);
-  h.q = saved.take("routed.q", h.q, Hr);
-  h.k = saved.take("routed.k", h.k, Hr);
-  h.v = saved.take("routed.v", h.v, Hr);
-  h.o = saved.take("routed.o", h.o, Hr);
-  h.sink = saved.take("sink", h.sink, Hr);
+  std::vector<Tensor> heads;
+  for (const HeadTable& table : gating.tables()) {
+    heads.push_back(saved.take(table.name, table.variable.value(), Hr));
+  }
   try {
-    layer.replace(t, h);
+    gating.replace(t, heads);
   } catch (const ConfigError& error) {
     throw FileError(source + ": " + error.what());
   }
@@ -95,19 +95,18 @@ void adopt_tables(AspaAttention& layer, const SavedTables& saved, const std::str
 
 }  // namespace
 
-EditHook optimizer_hook(Optimizer& optimizer, std::int64_t layer) {
-  return [&optimizer, prefix = prefix_of(layer)](std::vector<RowEdit> edits) {
-    for (RowEdit& edit : edits) edit.parameter = prefix + edit.parameter;
+EditHook optimizer_hook(Optimizer& optimizer, const GatedPart& part) {
+  return [&optimizer, part](std::vector<RowEdit> edits) {
+    for (RowEdit& edit : edits) edit.parameter = full_name(part, edit.parameter);
     optimizer.map_rows(edits);
   };
 }
 
 void restore_model(Transformer& model, const NamedTensors& tensors, const std::string& source) {
   const std::map<std::string, Tensor> given(tensors.begin(), tensors.end());
-  for (std::int64_t l = 0; l < model.layers(); ++l) {
-    AspaAttention* layer = aspa_layer(model, l);
-    if (!layer || layer->config().routed_heads == 0) continue;
-    adopt_tables(*layer, SavedTables(given, l, source), source);
+  for (const GatedPart& part : gated_parts(model)) {
+    if (!part.own_gates()) continue;
+    adopt_tables(part.gated->gating(), SavedTables(given, part, source), source);
   }
   restore_module(model, tensors, source);
 }
@@ -126,6 +125,7 @@ nlohmann::ordered_json edit_json(const GateEdit& edit) {
 nlohmann::ordered_json event_json(const GateEvent& e) {
   nlohmann::ordered_json json = edit_json(e.edit);
   json["layer"] = e.layer;
+  json["part"] = e.part;
   json["why"] = e.why;
   json["loss_before"] = e.loss_before;
   json["loss_after"] = e.loss_after;
@@ -143,25 +143,26 @@ std::vector<GateEvent> operate(const AspaOptions& o, std::int64_t step, std::uin
   policy.clone_above = o.gate_clone_above;
   policy.most_gates = o.most_gates;
   RngKey key{seed, kSurgeryStream + static_cast<std::uint64_t>(step) * kStreamsPerStep};
-  for (std::int64_t l = 0; l < model.layers(); ++l) {
-    AspaAttention* layer = aspa_layer(model, l);
-    if (!layer || layer->config().routed_heads == 0) continue;
-    const EditHook hook = optimizer_hook(optimizer, l);
+  for (const GatedPart& part : gated_parts(model)) {
+    if (!part.own_gates()) continue;
+    Gated& gated = *part.gated;
+    const EditHook hook = optimizer_hook(optimizer, part);
     const auto record = [&](const std::string& why, const auto& edit) {
       const double before = probe_loss(model, probe);
       GateEdit done = edit();
-      events.push_back({step, l, std::move(done), why, before, probe_loss(model, probe)});
+      events.push_back(
+          {step, part.layer, part.name, std::move(done), why, before, probe_loss(model, probe)});
     };
-    for (std::int64_t i = 0; grow && i < o.add_heads; ++i) {
+    for (std::int64_t i = 0; grow && part.name == "attention" && i < o.add_heads; ++i) {
       key.stream += 16;  // one per gate and projection of a head
       record("--add-heads",
-             [&] { return add_head(*layer, {.ramp_steps = o.head_ramp}, key, hook); });
+             [&] { return add_head(gated, {.ramp_steps = o.head_ramp}, key, hook); });
     }
     if (!policy_due) continue;
-    const auto proposal = propose(policy, *layer);
+    const auto proposal = propose(policy, gated);
     if (!proposal) continue;
     ++key.stream;
-    record(proposal->why, [&] { return apply(policy, *proposal, *layer, key, hook); });
+    record(proposal->why, [&] { return apply(policy, *proposal, gated, key, hook); });
   }
   return events;
 }

@@ -10,15 +10,16 @@
 #include "nn/transformer.h"
 #include "optim/optimizer.h"
 #include "train/batch.h"
+#include "train/models.h"
 #include "train/options.h"
 #include "train/safetensors.h"
 
 namespace proteus {
 
-/// Tells the optimizer of edits to a layer's attention.
-EditHook optimizer_hook(Optimizer& optimizer, std::int64_t layer);
+/// Tells the optimizer of edits to a part of the model.
+EditHook optimizer_hook(Optimizer& optimizer, const GatedPart& part);
 
-/// restore_module() for models whose ASPA layers may have other numbers of gates and heads than
+/// restore_module() for models whose gated parts may have other numbers of gates and heads than
 /// `model` was made with: takes the checkpoint's. Throws FileError naming `source`.
 void restore_model(Transformer& model, const NamedTensors& tensors, const std::string& source);
 
@@ -26,6 +27,7 @@ void restore_model(Transformer& model, const NamedTensors& tensors, const std::s
 struct GateEvent {
   std::int64_t step = 0;
   std::int64_t layer = 0;
+  std::string part;
   GateEdit edit;
   std::string why;
   double loss_before = 0;  ///< on a fixed batch, in evaluation mode

@@ -42,7 +42,7 @@ class Continuation {
   DecodeState sequence_;
 };
 
-/// A latency controller over all ASPA layers of a model; without a budget it does nothing.
+/// A latency controller over all gated parts of a model; without a budget it does nothing.
 class Budget {
  public:
   Budget(const Transformer& model, double ms) {
@@ -50,15 +50,16 @@ class Budget {
     for (std::int64_t l = 0; l < model.layers(); ++l) {
       AspaAttention* layer = aspa_layer(model, l);
       if (!layer || layer->config().routed_heads == 0) continue;
-      layers_.push_back({layer, layer->alpha(), layer->config().window});
+      layers_.emplace_back(layer, layer->config().window);
     }
-    if (!layers_.empty()) controller_.emplace(ms, layers_[0].alpha, layers_[0].window);
+    for (const GatedPart& part : gated_parts(model)) {
+      if (part.gated->gates()) alphas_.emplace_back(part.gated, part.gated->alpha());
+    }
+    if (!layers_.empty()) controller_.emplace(ms, alphas_[0].second, layers_[0].second);
   }
   ~Budget() {
-    for (const Layer& l : layers_) {
-      l.layer->set_alpha(l.alpha);
-      l.layer->set_window(l.window);
-    }
+    for (const auto& [part, alpha] : alphas_) part->set_alpha(alpha);
+    for (const auto& [layer, window] : layers_) layer->set_window(window);
   }
   Budget(const Budget&) = delete;
   Budget& operator=(const Budget&) = delete;
@@ -67,21 +68,16 @@ class Budget {
     if (!controller_) return;
     const auto decision = controller_->observe(taken.count());
     if (!decision) return;
-    for (const Layer& l : layers_) {
-      l.layer->set_alpha(decision->alpha);
-      l.layer->set_window(decision->window);
-    }
+    for (const auto& [part, alpha] : alphas_) part->set_alpha(decision->alpha);
+    for (const auto& [layer, window] : layers_) layer->set_window(decision->window);
     decisions_.push_back(*decision);
   }
   const std::vector<LatencyController::Decision>& decisions() const { return decisions_; }
 
  private:
-  struct Layer {
-    AspaAttention* layer;
-    double alpha;
-    std::int64_t window;
-  };
-  std::vector<Layer> layers_;
+  // With what they began with.
+  std::vector<std::pair<Gated*, double>> alphas_;
+  std::vector<std::pair<AspaAttention*, std::int64_t>> layers_;
   std::optional<LatencyController> controller_;
   std::vector<LatencyController::Decision> decisions_;
 };

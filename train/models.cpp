@@ -23,10 +23,33 @@ DenseAttentionConfig dense_config(const Options& o, const Arm& arm) {
   return c;
 }
 
+// What gates of attention and of experts have in common.
+void set_gating(GatingConfig& c, const Options& options, const AspaOptions& o, std::uint64_t seed) {
+  c.width = options.model.width;
+  c.gates_per_head = o.gates_per_head;
+  c.routing_width = o.routing_width;
+  c.alpha = o.alpha;
+  if (o.sparse_from > 0) {
+    c.alpha *= slider::alpha_for_length(options.model.context, o.dense_until, o.sparse_from);
+  }
+  c.lambda = o.lambda;
+  c.frozen_router = o.frozen_router;
+  c.balance.enabled = !o.no_balance;
+  c.balance.u = o.balance_rate;
+  c.balance.follow_rate = !o.balance_constant;
+  c.balance.max_role_gap = o.role_gap;
+  c.prototypes.enabled = !o.no_prototypes;
+  c.prototypes.ema = o.prototype_ema;
+  c.prototypes.dead_share = o.dead_share;
+  c.prototypes.dead_steps = o.dead_steps;
+  c.prototypes.revive = o.gate_every == 0;  // the policy prunes dead gates instead
+  c.seed = seed;
+}
+
 AspaConfig aspa_config(const Options& options, const Arm& arm, std::uint64_t seed) {
   const AspaOptions o = aspa_options(options.aspa, arm);
   AspaConfig c;
-  c.width = options.model.width;
+  set_gating(c, options, o, seed);
   c.head_width = options.model.head_width;
   c.shared_heads = o.shared_heads;
   c.shared_window = o.shared_window;
@@ -43,14 +66,6 @@ AspaConfig aspa_config(const Options& options, const Arm& arm, std::uint64_t see
   c.salience.keep = o.token_keep;
   c.salience.guard = std::max(o.token_guard, o.token_keep_min);
   c.window = o.window;
-  c.gates_per_head = o.gates_per_head;
-  c.routing_width = o.routing_width;
-  c.alpha = o.alpha;
-  if (o.sparse_from > 0) {
-    c.alpha *= slider::alpha_for_length(options.model.context, o.dense_until, o.sparse_from);
-  }
-  c.lambda = o.lambda;
-  c.frozen_router = o.frozen_router;
   c.key_shift = !o.no_key_shift;
   c.shared_gate = !o.no_shared_gate;
   c.sink = !o.no_sink;
@@ -59,17 +74,25 @@ AspaConfig aspa_config(const Options& options, const Arm& arm, std::uint64_t see
   c.routed_rope = o.rope == "none"   ? RopeSpan::none
                   : o.rope == "full" ? RopeSpan::full
                                      : RopeSpan::half;
-  c.balance.enabled = !o.no_balance;
-  c.balance.u = o.balance_rate;
-  c.balance.follow_rate = !o.balance_constant;
-  c.balance.max_role_gap = o.role_gap;
-  c.prototypes.enabled = !o.no_prototypes;
-  c.prototypes.ema = o.prototype_ema;
-  c.prototypes.dead_share = o.dead_share;
-  c.prototypes.dead_steps = o.dead_steps;
-  c.prototypes.revive = o.gate_every == 0;  // the policy prunes dead gates instead
   c.dropout = options.model.dropout;
-  c.seed = seed;
+  return c;
+}
+
+// Token salience and the density controller are attention's; who shares its gates shares its k.
+GatedMlpConfig expert_config(const Options& options, const Arm& arm, std::uint64_t seed) {
+  const AspaOptions o = aspa_options(options.aspa, arm);
+  const ExpertWidths widths = expert_widths(o, options.model);
+  GatedMlpConfig c;
+  set_gating(c, options, o, seed);
+  c.routed_heads = o.experts;
+  c.k = widths.k;
+  if (o.expert_router == "attention") {
+    c.top_p = o.head_top_p;
+    c.k_min = o.min_heads;
+  }
+  c.kind = options.model.mlp == "swiglu" ? MlpKind::swiglu : MlpKind::gelu;
+  c.expert_width = widths.width;
+  c.shared_width = widths.shared;
   return c;
 }
 
@@ -88,59 +111,91 @@ std::unique_ptr<Transformer> make_model(const Options& options, const Arm& arm, 
   config.dropout = o.dropout;
   config.recompute = o.recompute;
   config.seed = seed;
-  return std::make_unique<Transformer>(
-      config, [&](const AttentionSite& site) -> std::unique_ptr<Attention> {
-        if (arm.aspa) {
-          const auto layer_seed = seed + static_cast<std::uint64_t>(site.layer);
-          return std::make_unique<AspaAttention>(aspa_config(options, arm, layer_seed),
-                                                 site.output_std, site.init, site.generator);
-        }
-        return std::make_unique<DenseAttention>(dense_config(options, arm), site.output_std,
-                                                site.init, site.generator);
-      });
+  const auto layer_seed = [seed](int layer) { return seed + static_cast<std::uint64_t>(layer); };
+  const auto attention = [&](const AttentionSite& site) -> std::unique_ptr<Attention> {
+    if (arm.aspa) {
+      return std::make_unique<AspaAttention>(aspa_config(options, arm, layer_seed(site.layer)),
+                                             site.output_std, site.init, site.generator);
+    }
+    return std::make_unique<DenseAttention>(dense_config(options, arm), site.output_std, site.init,
+                                            site.generator);
+  };
+  if (!arm.aspa || options.aspa.experts == 0) {
+    return std::make_unique<Transformer>(config, attention);
+  }
+  return std::make_unique<Transformer>(config, attention, [&](const FeedForwardSite& site) {
+    const bool shares = options.aspa.expert_router == "attention";
+    return std::make_unique<GatedMlp>(
+        expert_config(options, arm, layer_seed(site.layer)), site.output_std, site.init,
+        shares ? dynamic_cast<AspaAttention&>(site.attention).gates() : nullptr);
+  });
 }
 
 AspaAttention* aspa_layer(const Transformer& model, std::int64_t layer) {
   return dynamic_cast<AspaAttention*>(&model.attention(layer));
 }
 
+std::string GatedPart::prefix() const {
+  return "blocks." + std::to_string(layer) + (name == "attention" ? ".attn." : ".mlp.");
+}
+
+std::vector<GatedPart> gated_parts(const Transformer& model) {
+  std::vector<GatedPart> parts;
+  for (std::int64_t l = 0; l < model.layers(); ++l) {
+    if (auto* gated = dynamic_cast<Gated*>(&model.attention(l))) {
+      parts.push_back({l, "attention", gated});
+    }
+    if (auto* gated = dynamic_cast<Gated*>(&model.feed_forward(l))) {
+      parts.push_back({l, "mlp", gated});
+    }
+  }
+  return parts;
+}
+
 RoutingSummary routing_summary(const Transformer& model) {
   RoutingSummary sum;
   double layers = 0;
   double churn = 0;
-  for (std::int64_t l = 0; l < model.layers(); ++l) {
-    const AspaAttention* layer = aspa_layer(model, l);
-    if (!layer || layer->config().routed_heads == 0) continue;
-    const AspaTelemetry& t = layer->telemetry();
+  double probes = 0;
+  for (const GatedPart& part : gated_parts(model)) {
+    if (!part.gated->gates()) continue;
+    const AspaTelemetry& t = part.gated->gates()->telemetry();
     sum.present = true;
-    sum.max_vio = std::max({sum.max_vio, t.query.max_vio, t.key.max_vio});
-    sum.entropy = std::min({sum.entropy, t.query.entropy, t.key.entropy});
+    for (const RoleTelemetry* role : {&t.query, &t.key}) {
+      if (role->load.empty()) continue;
+      sum.max_vio = std::max(sum.max_vio, role->max_vio);
+      sum.entropy = std::min(sum.entropy, role->entropy);
+    }
     sum.dead_gates += t.dead_gates;
+    for (const double role : {t.churn_query, t.churn_key}) {
+      if (role < 0) continue;
+      churn += role;
+      probes += 1;
+    }
+    if (part.name != "attention") continue;
     sum.density += t.density;
-    churn += t.churn_query < 0 ? -1 : (t.churn_query + t.churn_key) / 2;
     layers += 1;
   }
-  if (layers > 0) {
-    sum.density /= layers;
-    sum.churn = churn < 0 ? -1 : churn / layers;
-  }
+  if (layers > 0) sum.density /= layers;
+  if (probes > 0) sum.churn = churn / probes;
   return sum;
 }
 
 void probe_routing(Transformer& model, const Tensor& tokens) {
   const bool training = model.training();
   model.set_training(false);
-  const auto each = [&](auto&& fn) {
-    for (std::int64_t l = 0; l < model.layers(); ++l) {
-      if (AspaAttention* layer = aspa_layer(model, l)) fn(*layer);
+  const auto parts = gated_parts(model);
+  const auto each = [&](void (Gating::*change)()) {
+    for (const GatedPart& part : parts) {
+      if (Gating* gates = part.gated->gates()) (gates->*change)();
     }
   };
-  each([](AspaAttention& layer) { layer.begin_probe(); });
+  each(&Gating::begin_probe);
   {
     const NoGradGuard no_grad;
     model.hidden(tokens);
   }
-  each([](AspaAttention& layer) { layer.end_probe(); });
+  each(&Gating::end_probe);
   model.set_training(training);
 }
 

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "aspa/attention.h"
+#include "aspa/experts.h"
 #include "nn/transformer.h"
 #include "train/options.h"
 
@@ -17,14 +18,28 @@ std::unique_ptr<Transformer> make_model(const Options& options, const Arm& arm, 
 /// The layer's ASPA attention, or null if it is another.
 AspaAttention* aspa_layer(const Transformer& model, std::int64_t layer);
 
-/// Routing of all ASPA layers together, for reports.
+/// A half of a block that may have gates.
+struct GatedPart {
+  std::int64_t layer = 0;
+  std::string name;  ///< "attention" or "mlp"
+  Gated* gated = nullptr;
+
+  /// Whether it has gates of its own: routed heads or experts, and not another part's gates.
+  bool own_gates() const { return gated->gates() && !gated->gates()->follows(); }
+  /// Of its parameters' and buffers' names: "blocks.0.attn.".
+  std::string prefix() const;
+};
+/// All of a model, in order of the layers, attention first.
+std::vector<GatedPart> gated_parts(const Transformer& model);
+
+/// Routing of all gated parts together, for reports.
 struct RoutingSummary {
   bool present = false;  ///< false for dense models: the numbers mean nothing
-  double max_vio = 0;    ///< the worst of layers and roles
-  double entropy = 1;    ///< the lowest of layers and roles
+  double max_vio = 0;    ///< the worst of layers, parts and roles
+  double entropy = 1;    ///< the lowest of layers, parts and roles
   std::int64_t dead_gates = 0;
-  double density = 0;  ///< mean over layers
-  double churn = -1;   ///< mean over layers and roles since the last probe; −1 if unknown
+  double density = 0;  ///< of attention, mean over layers
+  double churn = -1;   ///< mean over layers, parts and roles since the last probe; −1 if unknown
 };
 RoutingSummary routing_summary(const Transformer& model);
 

@@ -83,7 +83,11 @@ struct AspaOptions {
   std::int64_t gate_every = 0;  ///< steps between operations of the policy; 0 = none
   double gate_merge_above = 0.98;
   double gate_clone_above = 3;
-  std::int64_t most_gates = 0;  ///< 0 = twice those of the start
+  std::int64_t most_gates = 0;    ///< 0 = twice those of the start
+  std::int64_t experts = 0;       ///< of every MLP; 0 = dense MLPs
+  std::int64_t expert_k = 0;      ///< 0 = k
+  std::int64_t expert_width = 0;  ///< 0 = half the width of the dense MLP over k
+  std::string expert_router = "own";
   std::int64_t add_heads = 0;
   std::int64_t add_heads_at = 0;
   std::int64_t head_ramp = 200;
@@ -140,6 +144,7 @@ struct CheckpointOptions {
 };
 
 struct GatesOptions {
+  std::string part = "attention";
   std::string edit;         ///< empty = show
   std::int64_t layer = -1;  ///< −1 = all
   std::int64_t gate = -1;
@@ -229,6 +234,14 @@ struct Arm {
 std::span<const Arm> arms();
 /// Throws ConfigError naming `option` and listing the names when there is no such arm.
 const Arm& arm_named(std::string_view name, std::string_view option);
+/// How the MLP of an ASPA arm is divided: `k` experts of hidden width `width`, and a shared part
+/// that brings a token's hidden width to that of the dense MLP.
+struct ExpertWidths {
+  std::int64_t k = 0;
+  std::int64_t width = 0;
+  std::int64_t shared = 0;
+};
+ExpertWidths expert_widths(const AspaOptions& aspa, const ModelOptions& model);
 /// The ASPA options of an arm: the user's, with what the arm takes away.
 AspaOptions aspa_options(const AspaOptions& options, const Arm& arm);
 

@@ -151,6 +151,39 @@ void check_aspa(const AspaOptions& o, std::int64_t head_width) {
   check_range("head-ramp", o.head_ramp, 0, kMostCount);
 }
 
+void check_experts(const AspaOptions& o, const ModelOptions& model) {
+  check_range("experts", o.experts, 0, kMostSize);
+  check_range("expert-k", o.expert_k, 0, kMostSize);
+  check_range("expert-width", o.expert_width, 0, kMostSize);
+  check_one_of("expert-router", o.expert_router, {"own", "attention"});
+  if (o.experts == 0) return;
+  const ExpertWidths widths = expert_widths(o, model);
+  if (widths.k > o.experts) {
+    throw ConfigError(
+        fmt::format("--expert-k: expected at most {} (= --experts), got {}", o.experts, widths.k));
+  }
+  if (widths.width < 1 || widths.shared < 0) {
+    const std::int64_t hidden = widths.shared + widths.k * widths.width;
+    throw ConfigError(fmt::format(
+        "--expert-width: expected 1 to {} (= hidden width {} of the dense MLP / --expert-k {}), "
+        "got {}",
+        hidden / widths.k, hidden, widths.k, widths.width));
+  }
+  if (o.expert_router == "own") return;
+  if (o.experts != o.routed_heads) {
+    throw ConfigError(fmt::format(
+        "--experts: expected {} (= --routed-heads, whose gates they share), got {}; or use "
+        "--expert-router own",
+        o.routed_heads, o.experts));
+  }
+  if (widths.k != o.k) {
+    throw ConfigError(fmt::format(
+        "--expert-k: expected {} (= --k of the heads whose gates they share), got {}; or use "
+        "--expert-router own",
+        o.k, widths.k));
+  }
+}
+
 void check_training(const TrainingOptions& o) {
   check_range("batch", o.batch, 1, std::int64_t{1} << 30);
   if (o.epochs != 0) {
@@ -229,6 +262,7 @@ void validate(const Options& o) {
   check_one_of("tokenizer", o.data.tokenizer, {"char", "byte"});
   check_model(o.model);
   check_aspa(o.aspa, o.model.head_width);
+  check_experts(o.aspa, o.model);
   check_training(o.training);
   check_sampling(o.sampling);
   check_arms(o.duel);
@@ -238,6 +272,7 @@ void validate(const Options& o) {
     check_one_of("task", o.recall.task, {"mqar"});
     RecallTask({o.model.context, o.recall.pairs, o.recall.vocab, 0});
   }
+  check_one_of("part", o.gates.part, {"attention", "mlp"});
   if (!o.gates.edit.empty()) {
     check_one_of("edit", o.gates.edit,
                  {"clone", "merge", "prune", "re-home", "add-head", "prune-head"});

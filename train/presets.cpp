@@ -2,6 +2,7 @@
 // is the configuration of `recall`.
 #include <fmt/format.h>
 
+#include "nn/mlp.h"
 #include "tensor/error.h"
 #include "train/option_table.h"
 
@@ -31,6 +32,16 @@ const Arm& arm_named(std::string_view name, std::string_view option) {
   }
   throw ConfigError(
       fmt::format("{}: expected one of {}, got '{}'", option, detail::joined(names, ", "), name));
+}
+
+ExpertWidths expert_widths(const AspaOptions& aspa, const ModelOptions& model) {
+  const std::int64_t hidden =
+      usual_mlp_width(model.mlp == "swiglu" ? MlpKind::swiglu : MlpKind::gelu, model.width);
+  ExpertWidths out;
+  out.k = aspa.expert_k > 0 ? aspa.expert_k : aspa.k;
+  out.width = aspa.expert_width > 0 ? aspa.expert_width : hidden / (2 * out.k);
+  out.shared = hidden - out.k * out.width;
+  return out;
 }
 
 AspaOptions aspa_options(const AspaOptions& options, const Arm& arm) {

@@ -106,9 +106,10 @@ struct Session {
       ordered_json json{{"arm", config.label}, {"seed", config.seed}, {"step", event.step}};
       json["gate_event"] = event_json(event);
       folder.log(json);
-      progress.note(fmt::format("{}: step {}: layer {}: {} ({}), loss {} → {}", config.label,
-                                event.step, event.layer, event.edit.operation, event.why,
-                                format_number(event.loss_before), format_number(event.loss_after)));
+      progress.note(fmt::format("{}: step {}: layer {}, {}: {} ({}), loss {} → {}", config.label,
+                                event.step, event.layer, event.part, event.edit.operation,
+                                event.why, format_number(event.loss_before),
+                                format_number(event.loss_after)));
     }
   }
 

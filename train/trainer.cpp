@@ -61,28 +61,26 @@ class EvaluationMode {
   bool before_;
 };
 
-/// Gives every ASPA layer the schedule's alpha until the end of the scope.
+/// Gives everything that has an alpha the schedule's until the end of the scope.
 class ScheduledAlpha {
  public:
   ScheduledAlpha(const Transformer& model, const AlphaSchedule& schedule, std::int64_t step) {
     if (schedule.kind == AlphaSchedule::Kind::fixed) return;
-    for (std::int64_t l = 0; l < model.layers(); ++l) {
-      AspaAttention* layer = aspa_layer(model, l);
-      if (!layer) continue;
-      layers_.emplace_back(layer, layer->alpha());
+    for (const GatedPart& part : gated_parts(model)) {
+      parts_.emplace_back(part.gated, part.gated->alpha());
       AlphaSchedule scaled = schedule;
-      scaled.alpha = layer->alpha();
-      layer->set_alpha(scaled.at(step));
+      scaled.alpha = part.gated->alpha();
+      part.gated->set_alpha(scaled.at(step));
     }
   }
   ~ScheduledAlpha() {
-    for (const auto& [layer, alpha] : layers_) layer->set_alpha(alpha);
+    for (const auto& [part, alpha] : parts_) part->set_alpha(alpha);
   }
   ScheduledAlpha(const ScheduledAlpha&) = delete;
   ScheduledAlpha& operator=(const ScheduledAlpha&) = delete;
 
  private:
-  std::vector<std::pair<AspaAttention*, double>> layers_;
+  std::vector<std::pair<Gated*, double>> parts_;
 };
 
 }  // namespace

@@ -20,33 +20,39 @@ namespace {
 
 constexpr std::int64_t kProbeRows = 4;
 
-std::vector<std::int64_t> layers_of(const Transformer& model, std::int64_t wanted) {
-  if (wanted >= model.layers()) {
+std::vector<GatedPart> parts_of(const Transformer& model, const GatesOptions& o) {
+  if (o.layer >= model.layers()) {
     throw ConfigError(fmt::format("--layer: expected below {} (= layers of the checkpoint), got {}",
-                                  model.layers(), wanted));
+                                  model.layers(), o.layer));
   }
-  std::vector<std::int64_t> layers;
-  for (std::int64_t l = 0; l < model.layers(); ++l) {
-    const AspaAttention* layer = aspa_layer(model, l);
-    if (layer && layer->config().routed_heads > 0 && (wanted < 0 || wanted == l)) {
-      layers.push_back(l);
+  std::vector<GatedPart> parts;
+  for (const GatedPart& part : gated_parts(model)) {
+    if (part.name != o.part || !part.gated->gates() || (o.layer >= 0 && part.layer != o.layer)) {
+      continue;
     }
+    if (!part.own_gates()) {
+      throw ConfigError(
+          "--part: this checkpoint's experts share the gates of attention; use --part attention");
+    }
+    parts.push_back(part);
   }
-  if (layers.empty()) throw ConfigError("gates: this checkpoint has no routed heads there");
-  return layers;
+  if (parts.empty()) {
+    throw ConfigError(fmt::format("gates: this checkpoint has no {} there",
+                                  o.part == "mlp" ? "experts" : "routed heads"));
+  }
+  return parts;
 }
 
-nlohmann::ordered_json gate_list(const Transformer& model,
-                                 const std::vector<std::int64_t>& layers) {
+nlohmann::ordered_json gate_list(const std::vector<GatedPart>& parts) {
   nlohmann::ordered_json list = nlohmann::ordered_json::array();
-  for (const std::int64_t l : layers) {
-    const GateState gates = aspa_layer(model, l)->router().gate_state();
+  for (const GatedPart& part : parts) {
+    const GateState gates = part.gated->gating().router().gate_state();
     const auto mass = gates.mass.to_vector();
     const auto N = gates.N.defined() ? gates.N.to_vector() : std::vector<double>();
     double sum = 0;
     for (const double n : N) sum += n;
     for (std::size_t g = 0; g < mass.size(); ++g) {
-      nlohmann::ordered_json gate{{"layer", l},
+      nlohmann::ordered_json gate{{"layer", part.layer},
                                   {"gate", g},
                                   {"head", gates.head_of_gate.data<std::int32_t>()[g]},
                                   {"mass", mass[g]}};
@@ -72,8 +78,7 @@ void print_list(const nlohmann::ordered_json& list) {
   fmt::print("{}", table.text());
 }
 
-GateEdit operate_on(const GatesOptions& o, AspaAttention& layer, std::uint64_t seed,
-                    const EditHook& hook) {
+GateEdit operate_on(const GatesOptions& o, Gated& layer, std::uint64_t seed, const EditHook& hook) {
   const RngKey key{seed, 1};
   if (o.edit == "clone") return clone_gate(layer, o.gate, o.noise, key, hook);
   if (o.edit == "merge") return merge_gates(layer, o.gate, o.other, hook);
@@ -106,8 +111,8 @@ int run_gates(const Options& options) {
   const auto model =
       make_model(about.options, arm_named(about.arm, "arm"), about.vocab, about.seed);
   restore_model(*model, saved.model, path);
-  const auto layers = layers_of(*model, o.layer);
-  nlohmann::ordered_json json{{"command", "gates"}, {"checkpoint", path}};
+  const auto parts = parts_of(*model, o);
+  nlohmann::ordered_json json{{"command", "gates"}, {"checkpoint", path}, {"part", o.part}};
   if (!o.edit.empty()) {
     if (o.layer < 0) throw ConfigError("--layer: expected the layer to operate on, got nothing");
     Trainer trainer(*model, trainer_config(about.options, about.seed), {});
@@ -119,8 +124,8 @@ int run_gates(const Options& options) {
             .to(DType::i32);
     const Tensor before = model->logits(ids);
     const GateEdit edit =
-        operate_on(o, *aspa_layer(*model, o.layer), static_cast<std::uint64_t>(options.common.seed),
-                   optimizer_hook(trainer.optimizer(), o.layer));
+        operate_on(o, *parts[0].gated, static_cast<std::uint64_t>(options.common.seed),
+                   optimizer_hook(trainer.optimizer(), parts[0]));
     const double change = logit_change(before, model->logits(ids));
     const std::string target = o.save.empty() ? path : o.save;
     save_checkpoint(
@@ -136,7 +141,7 @@ int run_gates(const Options& options) {
           edit.operation, o.layer, edit.gate, edit.head, change, target);
     }
   }
-  json["gates"] = gate_list(*model, layers);
+  json["gates"] = gate_list(parts);
   if (options.output.json) {
     fmt::print("{}\n", json_text(json));
   } else {
