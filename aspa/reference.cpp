@@ -138,29 +138,7 @@ class Reference {
     return shift(scale(sigmoid(z), 2 * config_.alpha), 1 - config_.alpha);
   }
 
-  // z [B·T, Hr] = log Σ_g m_g exp(w_g·x̃ + λ cos(x̃, p_g)).
-  Variable gate_logits(const Variable& in) const {
-    const Router& router = layer_.router();
-    const GateState gates = router.gate_state();
-    const DType dtype = router.dtype();
-    const std::int64_t G = gates.w.size(0);
-    const std::int64_t R = gates.w.size(1);
-    const Variable projected = reshape(linear(in, router.direction()), {B_ * T_, R});
-    Variable scores = matmul(projected, router.gate_weight(), false, true);
-    if (config_.prototypes.enabled) {
-      const Variable norm = sqrt(matmul(mul(projected, projected), ones({R, 1}, dtype)));
-      const Variable cosine = matmul(div(projected, norm), Variable(gates.p), false, true);
-      scores = add(scores, mul(cosine, router.lambda()));
-    }
-    std::vector<double> mass(static_cast<std::size_t>(G * config_.routed_heads), 0.0);
-    const auto masses = gates.mass.to_vector();
-    const auto heads = gates.head_of_gate.to_vector();
-    for (std::size_t g = 0; g < masses.size(); ++g) {
-      mass[g * static_cast<std::size_t>(config_.routed_heads) +
-           static_cast<std::size_t>(heads[g])] = masses[g];
-    }
-    return log(matmul(exp(scores), constant(mass, {G, config_.routed_heads}, dtype)));
-  }
+  Variable gate_logits(const Variable& in) const { return reference_logits(layer_.gating(), in); }
 
   // S [B·T] = v·x̃ + κ·max_g cos(x̃, p_g).
   Variable salience(const Variable& in) const {
@@ -337,6 +315,64 @@ class Reference {
 };
 
 }  // namespace
+
+Variable reference_logits(const Gating& gating, const Variable& x) {
+  const GatingConfig& config = gating.config();
+  const Router& router = gating.router();
+  const GateState gates = router.gate_state();
+  const DType dtype = router.dtype();
+  const std::int64_t G = gates.w.size(0);
+  const std::int64_t R = gates.w.size(1);
+  const Variable projected = reshape(linear(x, router.direction()), {x.size(0) * x.size(1), R});
+  Variable scores = matmul(projected, router.gate_weight(), false, true);
+  if (config.prototypes.enabled) {
+    const Variable norm = sqrt(matmul(mul(projected, projected), ones({R, 1}, dtype)));
+    const Variable cosine = matmul(div(projected, norm), Variable(gates.p), false, true);
+    scores = add(scores, mul(cosine, router.lambda()));
+  }
+  std::vector<double> mass(static_cast<std::size_t>(G * config.routed_heads), 0.0);
+  const auto masses = gates.mass.to_vector();
+  const auto heads = gates.head_of_gate.to_vector();
+  for (std::size_t g = 0; g < masses.size(); ++g) {
+    mass[g * static_cast<std::size_t>(config.routed_heads) + static_cast<std::size_t>(heads[g])] =
+        masses[g];
+  }
+  return log(matmul(exp(scores), constant(mass, {G, config.routed_heads}, dtype)));
+}
+
+Variable reference_forward(const GatedMlp& layer, const Variable& x, const Tensor& selected) {
+  const GatedMlpConfig& c = layer.config();
+  const ExpertWeights& weights = layer.weights();
+  const std::int64_t N = x.size(0) * x.size(1);
+  const std::int64_t E = c.routed_heads;
+  std::vector<double> mask(static_cast<std::size_t>(N * E), 0.0);
+  const auto entered = selected.to_vector();
+  const auto k = static_cast<std::size_t>(selected.size(1));
+  for (std::size_t i = 0; i < entered.size(); ++i) {
+    if (entered[i] < 0) continue;
+    mask[i / k * static_cast<std::size_t>(E) + static_cast<std::size_t>(entered[i])] = 1;
+  }
+  Variable r = constant(mask, {N, E}, x.dtype());
+  if (c.alpha > 0) {
+    const Variable gate = sigmoid(reference_logits(layer.gating(), x));
+    r = mul(r, shift(scale(gate, 2 * c.alpha), 1 - c.alpha));
+  }
+  const Variable tokens = reshape(x, {N, c.width});
+  Variable y = layer.shared() ? reshape(layer.shared()->forward(x), {N, c.width}) : Variable();
+  for (std::int64_t e = 0; e < E; ++e) {
+    const auto product = [&](const Variable& in, const Variable& weight, const Shape& shape) {
+      return matmul(in, reshape(slice(weight, 0, e, e + 1), shape));
+    };
+    const Shape in{c.width, c.expert_width};
+    const Variable up = product(tokens, weights.up, in);
+    const Variable hidden =
+        c.kind == MlpKind::gelu ? gelu(up) : mul(silu(product(tokens, weights.gate, in)), up);
+    const Variable out =
+        mul(product(hidden, weights.down, {c.expert_width, c.width}), slice(r, 1, e, e + 1));
+    y = y.defined() ? add(y, out) : out;
+  }
+  return reshape(y, x.shape());
+}
 
 ReferenceRouting reference_routing(const AspaAttention& layer, const Variable& x) {
   return Reference(layer, x).routing();

@@ -5,8 +5,12 @@
 #pragma once
 
 #include "aspa/attention.h"
+#include "aspa/experts.h"
 
 namespace proteus {
+
+/// z [B·T, Hr] = log Σ_g m_g·exp(w_g·x̃ + λ·cos(x̃, p_g)) of x [B, T, C].
+Variable reference_logits(const Gating& gating, const Variable& x);
 
 /// z [B·T, Hr] of both roles and what the layer must select from it (k largest z − θ).
 struct ReferenceRouting {
@@ -19,5 +23,8 @@ ReferenceRouting reference_routing(const AspaAttention& layer, const Variable& x
 /// The layer's output for a given selection; x [B, T, C].
 Variable reference_forward(const AspaAttention& layer, const Variable& x,
                            const Selection& selection);
+
+/// The gated MLP for given experts i32 [B·T, k]: every expert runs on every token.
+Variable reference_forward(const GatedMlp& layer, const Variable& x, const Tensor& selected);
 
 }  // namespace proteus

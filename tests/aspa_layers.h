@@ -21,12 +21,11 @@ constexpr std::uint64_t kParameterStream = 1000;
 
 /// Every parameter drawn anew, large enough that attention, gates and sinks are far from uniform;
 /// thresholds and masses too.
-inline void randomize(AspaAttention& layer, std::uint64_t seed) {
+inline void randomize_parameters(Module& layer, std::int64_t width, std::uint64_t seed) {
   RngKey key{seed, kParameterStream};
   for (const Parameter& p : layer.parameters()) {
     ++key.stream;
-    const double fan =
-        static_cast<double>(p.variable.value().rank() > 1 ? layer.config().width : 4);
+    const double fan = static_cast<double>(p.variable.value().rank() > 1 ? width : 4);
     const Tensor draw =
         Tensor::randn(p.variable.shape(), key, p.variable.dtype(), 0, 1.5 / std::sqrt(fan));
     p.variable.value().copy_(draw);
@@ -37,6 +36,10 @@ inline void randomize(AspaAttention& layer, std::uint64_t seed) {
       b.tensor.copy_(Tensor::randn(b.tensor.shape(), key, b.tensor.dtype(), 0, 0.1));
     }
   }
+}
+
+inline void randomize(AspaAttention& layer, std::uint64_t seed) {
+  randomize_parameters(layer, layer.config().width, seed);
 }
 
 struct TestLayer {
@@ -55,7 +58,7 @@ struct TestLayer {
 /// y and the gradients of x and of every parameter, by name; zeros where there is none.
 using Results = std::map<std::string, Tensor>;
 
-inline Results gradients(const AspaAttention& layer, const Variable& x, const Variable& y) {
+inline Results gradients(const Module& layer, const Variable& x, const Variable& y) {
   layer.zero_grad();
   x.zero_grad();
   y.backward(Tensor::randn(y.shape(), {77, 1}, y.dtype()));

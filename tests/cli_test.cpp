@@ -264,6 +264,37 @@ TEST(Cli, GatesAreShownAndEdited) {
   EXPECT_EQ(run(folder, {"gates", "--checkpoint", "nowhere"}).code, 3);
 }
 
+TEST(Cli, GatesOfExperts) {
+  const TemporaryFolder folder;
+  folder.write("text", some_text(4000));
+  const auto train = [&](const Args& more) {
+    const Args args = joined(joined({"train"}, kSmall), {"--data", "text", "--steps", "3"});
+    EXPECT_EQ(run(folder, joined(args, more)).code, 0);
+  };
+  train({"--out", "run", "--experts", "6"});
+  const auto list = [&](const Args& more) {
+    const Outcome o =
+        run(folder, joined({"gates", "--part", "mlp", "--json", "--checkpoint"}, more));
+    EXPECT_EQ(o.code, 0) << o.err;
+    return nlohmann::json::parse(o.out);
+  };
+  EXPECT_EQ(list({"run/checkpoint"})["gates"].size(), 24u);
+  const auto edited = list({"run/checkpoint", "--layer", "0", "--edit", "add-head", "--save", "e"});
+  EXPECT_LT(edited["edit"]["logit_change"], 1e-5);
+  EXPECT_EQ(edited["edit"]["head"], 6);
+  EXPECT_EQ(list({"e"})["gates"].size(), 28u);
+  EXPECT_EQ(run(folder, {"sample", "--checkpoint", "e", "--sample-tokens", "5"}).code, 0);
+  train({"--out", "dense"});
+  train({"--out", "shared", "--experts", "16", "--expert-router", "attention"});
+  for (const auto& [name, says] :
+       {std::pair{"dense", "no experts"}, {"shared", "share the gates"}}) {
+    const std::string checkpoint = std::string(name) + "/checkpoint";
+    const Outcome o = run(folder, {"gates", "--part", "mlp", "--checkpoint", checkpoint});
+    EXPECT_EQ(o.code, 2);
+    EXPECT_NE(o.err.find(says), std::string::npos) << o.err;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Cli, Interrupted, ::testing::Values("train", "duel"));
 
 }  // namespace

@@ -23,40 +23,29 @@ using testing::same_bits;
 
 constexpr std::int64_t kVocab = 11;
 
-Options small_options() {
-  return parse_options("train", {"--model",
-                                 "aspa",
-                                 "--layers",
-                                 "2",
-                                 "--width",
-                                 "32",
-                                 "--head-width",
-                                 "8",
-                                 "--context",
-                                 "24",
-                                 "--batch",
-                                 "3",
-                                 "--shared-window",
-                                 "6",
-                                 "--routed-heads",
-                                 "6",
-                                 "--k",
-                                 "2",
-                                 "--window",
-                                 "8",
-                                 "--routing-width",
-                                 "16",
-                                 "--gate-every",
-                                 "4",
-                                 "--gate-clone-above",
-                                 "1.1",
-                                 "--add-heads",
-                                 "2",
-                                 "--add-heads-at",
-                                 "6",
-                                 "--head-ramp",
-                                 "5"})
-      .options;
+Options small_options(const std::vector<std::string>& more) {
+  std::vector<std::string> args{"--model", "aspa"};
+  for (const auto& [name, value] :
+       std::vector<std::pair<std::string, std::string>>{{"layers", "2"},
+                                                        {"width", "32"},
+                                                        {"head-width", "8"},
+                                                        {"context", "24"},
+                                                        {"batch", "3"},
+                                                        {"shared-window", "6"},
+                                                        {"routed-heads", "6"},
+                                                        {"k", "2"},
+                                                        {"window", "8"},
+                                                        {"routing-width", "16"},
+                                                        {"gate-every", "4"},
+                                                        {"gate-clone-above", "1.1"},
+                                                        {"add-heads", "2"},
+                                                        {"add-heads-at", "6"},
+                                                        {"head-ramp", "5"}}) {
+    args.push_back("--" + name);
+    args.push_back(value);
+  }
+  args.insert(args.end(), more.begin(), more.end());
+  return parse_options("train", args).options;
 }
 
 Batch batch_of(std::int64_t index) {
@@ -68,11 +57,15 @@ Batch batch_of(std::int64_t index) {
 
 /// A run with surgery as a session does it.
 struct TrainingRun {
-  Options options = small_options();
-  std::unique_ptr<Transformer> model = make_model(options, arm_named("aspa", "arm"), kVocab, 3);
+  Options options;
+  std::unique_ptr<Transformer> model;
   std::unique_ptr<Trainer> trainer;
   std::vector<double> losses;
   std::vector<GateEvent> events;
+
+  explicit TrainingRun(const std::vector<std::string>& more = {})
+      : options(small_options(more)),
+        model(make_model(options, arm_named("aspa", "arm"), kVocab, 3)) {}
 
   void start() {
     TrainerConfig c;
@@ -92,15 +85,16 @@ struct TrainingRun {
   }
 };
 
-TEST(Gates, ARunWithSurgeryResumesBitForBit) {
-  TrainingRun whole;
+/// Trains to step 14 with surgery, and again with a stop in between; returns the whole run.
+TrainingRun resumed_bit_for_bit(const std::vector<std::string>& more) {
+  TrainingRun whole(more);
   whole.start();
   whole.train(14);
   for (const std::int64_t stop : {4, 6, 7, 12}) {
-    TrainingRun first;
+    TrainingRun first(more);
     first.start();
     first.train(stop);
-    TrainingRun second;
+    TrainingRun second(more);
     restore_model(*second.model, module_tensors(*first.model), "memory");
     second.start();
     second.trainer->restore(first.trainer->optimizer_tensors(), first.trainer->state_json(),
@@ -113,11 +107,16 @@ TEST(Gates, ARunWithSurgeryResumesBitForBit) {
     }
     const auto expected = module_tensors(*whole.model);
     const auto got = module_tensors(*second.model);
-    ASSERT_EQ(got.size(), expected.size());
+    EXPECT_EQ(got.size(), expected.size());
     for (std::size_t i = 0; i < got.size(); ++i) {
       EXPECT_TRUE(same_bits(got[i].second, expected[i].second)) << got[i].first;
     }
   }
+  return whole;
+}
+
+TEST(Gates, ARunWithSurgeryResumesBitForBit) {
+  const TrainingRun whole = resumed_bit_for_bit({});
   std::map<std::string, int> operations;
   for (const GateEvent& e : whole.events) {
     ++operations[e.edit.operation];
@@ -133,6 +132,23 @@ TEST(Gates, ARunWithSurgeryResumesBitForBit) {
   }
   EXPECT_EQ(operations["add-head"], 4);  // two in each layer
   EXPECT_EQ(aspa_layer(*whole.model, 0)->config().routed_heads, 8);
+}
+
+TEST(Gates, SoDoesARunWithExperts) {
+  const TrainingRun own =
+      resumed_bit_for_bit({"--experts", "5", "--prototype-ema", "0.5", "--dead-steps", "2"});
+  std::map<std::string, int> operations;
+  for (const GateEvent& e : own.events) ++operations[e.part + " " + e.edit.operation];
+  EXPECT_EQ(operations["attention add-head"], 4);
+  EXPECT_EQ(operations["mlp add-head"], 0);
+  EXPECT_GT(operations["mlp clone"] + operations["mlp prune"], 0);
+  const TrainingRun shared =
+      resumed_bit_for_bit({"--experts", "6", "--expert-router", "attention"});
+  for (const GateEvent& e : shared.events) EXPECT_EQ(e.part, "attention");
+  const auto parts = gated_parts(*shared.model);
+  ASSERT_EQ(parts.size(), 4u);
+  EXPECT_EQ(parts[1].gated->gates()->config().routed_heads, 8);
+  EXPECT_FALSE(parts[1].own_gates());
 }
 
 TEST(Gates, TablesThatDoNotFitAreRefused) {

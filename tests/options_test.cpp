@@ -121,6 +121,20 @@ TEST(Options, HeadsAndTheirWidthFollowEachOther) {
   EXPECT_EQ(refusal("duel", {"--heads", "0"}), "--heads: expected at least 1, got 0");
 }
 
+TEST(Options, ExpertsDivideTheWidthOfTheDenseMlp) {
+  const auto widths = [](const Args& args) {
+    const Options o = parse("train", args);
+    return expert_widths(o.aspa, o.model);
+  };
+  const ExpertWidths usual = widths({"--experts", "16"});
+  EXPECT_EQ(usual.k, 4);
+  EXPECT_EQ(usual.width, 64);
+  EXPECT_EQ(usual.shared, 256);
+  const ExpertWidths all = widths({"--experts", "8", "--expert-k", "2", "--expert-width", "256"});
+  EXPECT_EQ(all.k, 2);
+  EXPECT_EQ(all.shared, 0);
+}
+
 TEST(Options, StepsOrEpochs) {
   const Options o = parse("train", {"--epochs", "2"});
   EXPECT_EQ(o.training.steps, 0);
@@ -186,6 +200,26 @@ TEST(Options, RefusesValuesThatMakeNoSense) {
       {"duel",
        {"--shared-heads", "0", "--routed-heads", "0"},
        "--routed-heads: expected at least 1 when --shared-heads is 0, got 0; a layer needs a head"},
+      {"duel",
+       {"--experts", "8", "--expert-k", "9"},
+       "--expert-k: expected at most 8 (= --experts), got 9"},
+      {"duel", {"--experts", "3"}, "--expert-k: expected at most 3 (= --experts), got 4"},
+      {"duel",
+       {"--experts", "8", "--expert-width", "129"},
+       "--expert-width: expected 1 to 128 (= hidden width 512 of the dense MLP / --expert-k 4), "
+       "got 129"},
+      {"duel",
+       {"--experts", "8", "--expert-router", "attention"},
+       "--experts: expected 16 (= --routed-heads, whose gates they share), got 8; or use "
+       "--expert-router own"},
+      {"duel",
+       {"--experts", "16", "--expert-k", "2", "--expert-router", "attention"},
+       "--expert-k: expected 4 (= --k of the heads whose gates they share), got 2; or use "
+       "--expert-router own"},
+      {"duel",
+       {"--expert-router", "mine"},
+       "--expert-router: expected own or attention, got 'mine'"},
+      {"gates", {"--part", "norm"}, "--part: expected attention or mlp, got 'norm'"},
       {"duel", {"--layers", "0"}, "--layers: expected at least 1, got 0"},
       {"duel", {"--width", "-5"}, "--width: expected at least 1, got -5"},
       {"duel", {"--context", "0"}, "--context: expected at least 1, got 0"},

@@ -1,0 +1,206 @@
+// Gate surgery on a gated MLP: the promises of surgery_test.cpp for experts, with gates of their
+// own and behind those of attention.
+#include <gtest/gtest.h>
+
+#include "aspa/reference.h"
+#include "aspa/surgery.h"
+#include "optim/adamw.h"
+#include "tensor/error.h"
+#include "tests/error_text.h"
+#include "tests/experts.h"
+
+namespace proteus {
+namespace {
+
+using testing::AspaLayer;
+using testing::difference;
+using testing::expect_close;
+using testing::expect_same_bits;
+using testing::expert_config;
+using testing::gradients;
+using testing::message_of;
+using testing::Results;
+using testing::TestExperts;
+
+Tensor probe(const GatedMlpConfig& c) { return Tensor::randn({2, 50, c.width}, {3, 2}, c.dtype); }
+
+/// A gated MLP with its optimizer, a few steps old.
+struct Trained {
+  TestExperts layer;
+  std::unique_ptr<AdamW> optimizer;
+  std::uint64_t step = 0;
+
+  explicit Trained(const GatedMlpConfig& c) : layer(c) {
+    std::vector<ParameterRef> refs;
+    for (const Parameter& p : layer->parameters()) refs.push_back({p.name, p.variable, p.decay});
+    optimizer = std::make_unique<AdamW>(refs, AdamWConfig{.weight_decay = 0.1});
+    train(3);
+  }
+  GatedMlp& operator*() const { return *layer; }
+  GatedMlp* operator->() const { return layer.layer.get(); }
+  EditHook hook() const {
+    return [this](const std::vector<RowEdit>& edits) { optimizer->map_rows(edits); };
+  }
+  void train(int steps) {
+    for (int i = 0; i < steps; ++i) {
+      layer->zero_grad();
+      const Tensor x = Tensor::randn({2, 24, 12}, {100 + ++step, 2}, layer->config().dtype);
+      const Variable y = layer->forward(Variable(x));
+      y.backward(Tensor::randn(y.shape(), {8, step}, y.dtype()));
+      optimizer->step(0.01);
+      layer->zero_grad();
+      layer->after_step(1);
+    }
+  }
+};
+
+Results everything(const Trained& t) {
+  Results all;
+  for (const Parameter& p : t->parameters()) all[p.name] = p.variable.value().clone();
+  for (const Buffer& b : t->buffers()) all[b.name] = b.tensor.clone();
+  for (const auto& [name, tensor] : t.optimizer->state()) all[name] = tensor.clone();
+  return all;
+}
+
+void expect_rows(const Results& all, std::int64_t gates, std::int64_t experts) {
+  for (const auto& [name, tensor] : all) {
+    for (const char* per_gate : {"router.w", "router.p", "router.N", "router.P", "router.mass",
+                                 "router.head_of_gate", "router.starving"}) {
+      if (name.ends_with(per_gate)) {
+        EXPECT_EQ(tensor.size(0), gates) << name;
+      }
+    }
+    for (const char* per_expert :
+         {"experts.up", "experts.gate", "experts.down", "theta_q", "ramp"}) {
+      if (name.ends_with(per_expert)) {
+        EXPECT_EQ(tensor.size(0), experts) << name;
+      }
+    }
+  }
+}
+
+// The output stays, and so do the next optimizer steps.
+TEST_F(AspaLayer, CloningAnExpertsGateChangesNothing) {
+  for (const DType dtype : {DType::f64, DType::f32}) {
+    const double tolerance = dtype == DType::f64 ? 1e-12 : 1e-6;
+    const GatedMlpConfig c = expert_config(dtype);
+    Trained plain(c);
+    Trained cloned(c);
+    const double change = output_change(*cloned, probe(c), [&] {
+      const GateEdit edit = clone_gate(*cloned, 4, 0, {}, cloned.hook());
+      EXPECT_EQ(edit.other, 18);
+      EXPECT_EQ(edit.head, 1);
+    });
+    EXPECT_LE(change, tolerance);
+    expect_rows(everything(cloned), 19, 6);
+    for (int i = 0; i < 4; ++i) {
+      plain.train(1);
+      cloned.train(1);
+      const NoGradGuard no_grad;
+      const Variable x(probe(c));
+      EXPECT_LE(difference(cloned->forward(x).value(), plain->forward(x).value()), 40 * tolerance);
+    }
+  }
+}
+
+TEST_F(AspaLayer, MergePruneAndRehomeGatesOfExperts) {
+  Trained t(expert_config());
+  const Results before = everything(t);
+  clone_gate(*t, 4, 0, {}, t.hook());
+  merge_gates(*t, 4, 18, t.hook());
+  expect_close(everything(t), before, 1e-14);
+  prune_gate(*t, 4, t.hook());
+  expect_rows(everything(t), 17, 6);
+  prune_gate(*t, 3, t.hook());
+  EXPECT_EQ(message_of<ConfigError>([&] { prune_gate(*t, 3, t.hook()); }),
+            "prune gate: gate 3 is the only gate of head 1; a head keeps one");
+  EXPECT_EQ(rehome_gate(*t, 0, 1, t.hook()).head, 1);
+  t.train(2);
+}
+
+TEST_F(AspaLayer, AddedExpertsComeBesideTheOthers) {
+  for (const double alpha : {0.0, 0.5, 1.0}) {
+    GatedMlpConfig c = expert_config();
+    c.alpha = alpha;
+    c.kind = MlpKind::swiglu;
+    Trained t(c);
+    const std::int64_t k = t->gating().k();
+    const double change = output_change(*t, probe(c), [&] {
+      add_head(*t, {.gates = 2, .ramp_steps = 3}, {9, 9}, t.hook());
+    });
+    EXPECT_LE(change, 1e-12) << alpha;
+    expect_rows(everything(t), 20, 7);
+    EXPECT_EQ(t->config().routed_heads, 7);
+    EXPECT_EQ(t->gating().k(), k);
+    const Variable x(probe(c), true);
+    const Tensor selected = t->select(x);
+    std::int64_t entered = 0;
+    for (const double e : selected.to_vector()) entered += e == 6 ? 1 : 0;
+    EXPECT_GT(entered, 0) << alpha;
+    expect_close(gradients(*t, x, t->forward(x)),
+                 gradients(*t, x, reference_forward(*t, x, selected)), 1e-10);
+    if (alpha == 0) continue;
+    t.train(3);
+    const Tensor down = t->weights().down.value().select(0, 6);
+    EXPECT_GT(difference(down, Tensor::zeros(down.shape(), down.dtype())), 0);
+    EXPECT_EQ(t->select(x).size(1), t->gating().k());  // the ramp is over
+  }
+}
+
+TEST_F(AspaLayer, ExpertsArePrunedUnderABoundOnly) {
+  Trained t(expert_config());
+  const auto usage = head_usage(*t);
+  const auto least = std::min_element(usage.begin(), usage.end()) - usage.begin();
+  const Results before = everything(t);
+  EXPECT_THROW(prune_head(*t, least, 1e-3, t.hook()), ConfigError);
+  const EditHook refusing = [](const std::vector<RowEdit>&) { throw OutOfMemory("no room"); };
+  EXPECT_THROW(prune_head(*t, least, 100, refusing), OutOfMemory);
+  EXPECT_THROW(add_head(*t, {}, {1, 1}, refusing), OutOfMemory);
+  expect_same_bits(everything(t), before);
+  prune_head(*t, least, 100, t.hook());
+  expect_rows(everything(t), 15, 5);
+  EXPECT_EQ(t->config().routed_heads, 5);
+  t.train(2);
+}
+
+// Heads and the experts beside them come and go together; their gates belong to attention.
+TEST_F(AspaLayer, SharedGatesAreOperatedOnWithAttention) {
+  AspaConfig a = testing::config();
+  a.routed_heads = 6;
+  Generator init{1};
+  Generator dropout{2};
+  AspaAttention attention(a, 0.02, init, dropout);
+  testing::randomize(attention, 5);
+  GatedMlp mlp(expert_config(), 0.02, init, attention.gates());
+  testing::randomize_parameters(mlp, 12, 6);
+  const Variable x(probe(mlp.config()));
+  const auto outputs = [&] {
+    const NoGradGuard no_grad;
+    return std::pair{attention.forward(x).value(), mlp.forward(x).value()};
+  };
+  attention.set_training(false);
+  mlp.set_training(false);
+  const auto before = outputs();
+  std::vector<std::string> edited;
+  add_head(attention, {}, {9, 9}, [&](const std::vector<RowEdit>& edits) {
+    for (const RowEdit& e : edits) edited.push_back(e.parameter);
+  });
+  EXPECT_EQ(edited,
+            (std::vector<std::string>{"router.w", "routed.q", "routed.k", "routed.v", "routed.o",
+                                      "sink", "../mlp.experts.up", "../mlp.experts.down"}));
+  EXPECT_EQ(mlp.config().routed_heads, 7);
+  EXPECT_EQ(mlp.weights().up.size(0), 7);
+  const auto after = outputs();
+  EXPECT_LE(difference(after.first, before.first), 1e-12);
+  EXPECT_LE(difference(after.second, before.second), 1e-12);
+  EXPECT_EQ(message_of<ConfigError>([&] { clone_gate(mlp, 0); }),
+            "clone gate: these gates are those of the block's attention; operate on them there");
+  const EditHook refusing = [](const std::vector<RowEdit>&) { throw OutOfMemory("no room"); };
+  EXPECT_THROW(add_head(attention, {}, {9, 9}, refusing), OutOfMemory);
+  EXPECT_EQ(mlp.weights().up.size(0), 7);
+  clone_gate(attention, 2);
+  EXPECT_LE(difference(outputs().second, before.second), 1e-12);
+}
+
+}  // namespace
+}  // namespace proteus
