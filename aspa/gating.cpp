@@ -184,7 +184,7 @@ std::vector<double> Gating::Count::load() const {
 }
 
 void Gating::after_step(double rate) {
-  if (counts_[0].tokens == 0) return;
+  if (!in_step()) return;
   if (!owner_) learn(rate);
   report();
   counts_ = {};

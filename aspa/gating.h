@@ -78,6 +78,8 @@ class Gating {
   /// Moves thresholds, prototypes and k by what was collected since the last call. Does nothing if
   /// that is nothing.
   void after_step(double rate);
+  /// Whether a training pass waits for its after_step(): gates must stay as they are.
+  bool in_step() const { return counts_[0].tokens > 0; }
 
   /// What stands behind the gates; an owner's list has its followers' too.
   void add_table(HeadTable table);

@@ -25,6 +25,13 @@ class Edit {
     if (gating_.follows()) {
       refuse(operation, "these gates are those of the block's attention; operate on them there");
     }
+    if (!gating_.router().gate_weight().requires_grad()) {
+      refuse(operation, "the router is frozen; its gates stay as they are");
+    }
+    if (gating_.in_step()) {
+      refuse(operation,
+             "a training step is under way; operate after the optimizer step (after_step())");
+    }
     for (Tensor* t : {&tables_.gates.w, &tables_.gates.p, &tables_.gates.N, &tables_.gates.P,
                       &tables_.gates.mass, &tables_.gates.head_of_gate, &tables_.gates.starving,
                       &tables_.theta_q, &tables_.theta_k, &tables_.ramp}) {

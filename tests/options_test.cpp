@@ -266,6 +266,10 @@ TEST(Options, RefusesValuesThatMakeNoSense) {
        {},
        "--checkpoint: expected the folder of a trained model, got nothing; proteus train makes "
        "one"},
+      {"train",
+       {"--frozen-router", "--add-heads", "2"},
+       "--add-heads: expected 0 with --frozen-router, got 2; a frozen router's gates stay as they "
+       "are"},
   };
   for (const BadValue& bad : cases) EXPECT_EQ(refusal(bad.command, bad.args), bad.message);
 }

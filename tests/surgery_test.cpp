@@ -267,6 +267,35 @@ TEST_F(AspaLayer, RefusedSurgeryLeavesEverything) {
   expect_same_bits(everything(t), before);
 }
 
+// A pass that was counted belongs to the gates it was counted for.
+TEST_F(AspaLayer, NoSurgeryDuringAStep) {
+  Trained t(config());
+  t->forward(input(t->config(), 2, 24, 200));
+  const Results before = everything(t);
+  EXPECT_EQ(message_of<ConfigError>([&] { clone_gate(*t, 1, 0, {}, t.hook()); }),
+            "clone gate: a training step is under way; operate after the optimizer step "
+            "(after_step())");
+  EXPECT_THROW(merge_gates(*t, 1, 2, t.hook()), ConfigError);
+  EXPECT_THROW(prune_gate(*t, 1, t.hook()), ConfigError);
+  EXPECT_THROW(rehome_gate(*t, 1, 3, t.hook()), ConfigError);
+  EXPECT_THROW(add_head(*t, {}, {1, 1}, t.hook()), ConfigError);
+  EXPECT_THROW(prune_head(*t, 1, 100, t.hook()), ConfigError);
+  expect_same_bits(everything(t), before);
+  t->after_step(1);
+  clone_gate(*t, 1, 0, {}, t.hook());
+}
+
+TEST_F(AspaLayer, NoSurgeryOnAFrozenRouter) {
+  AspaConfig c = config();
+  c.frozen_router = true;
+  Trained t(c);
+  const Results before = everything(t);
+  EXPECT_EQ(message_of<ConfigError>([&] { clone_gate(*t, 1, 0, {}, t.hook()); }),
+            "clone gate: the router is frozen; its gates stay as they are");
+  EXPECT_THROW(add_head(*t, {}, {1, 1}, t.hook()), ConfigError);
+  expect_same_bits(everything(t), before);
+}
+
 TEST_F(AspaLayer, SurgeryWithoutPrototypes) {
   AspaConfig c = config();
   c.prototypes.enabled = false;

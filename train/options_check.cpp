@@ -149,6 +149,12 @@ void check_aspa(const AspaOptions& o, std::int64_t head_width) {
   check_range("add-heads", o.add_heads, 0, 4096);
   check_range("add-heads-at", o.add_heads_at, 0, kMostCount);
   check_range("head-ramp", o.head_ramp, 0, kMostCount);
+  if (o.frozen_router && (o.gate_every > 0 || o.add_heads > 0)) {
+    throw ConfigError(fmt::format(
+        "--{}: expected 0 with --frozen-router, got {}; a frozen router's gates stay as they are",
+        o.gate_every > 0 ? "gate-every" : "add-heads",
+        o.gate_every > 0 ? o.gate_every : o.add_heads));
+  }
 }
 
 void check_experts(const AspaOptions& o, const ModelOptions& model) {

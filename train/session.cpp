@@ -99,7 +99,8 @@ struct Session {
   }
 
   void operate_on_gates() {
-    if (!arm.aspa) return;
+    // The arm with a frozen router is a control: its gates stay too.
+    if (!arm.aspa || aspa_options(options.aspa, arm).frozen_router) return;
     const auto events = operate(options.aspa, trainer.steps_done(), config.seed, model,
                                 trainer.optimizer(), task.probe);
     for (const GateEvent& event : events) {
