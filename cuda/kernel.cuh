@@ -53,6 +53,14 @@ __device__ inline std::int64_t unit_step() {
   return static_cast<std::int64_t>(gridDim.x) * blockDim.x;
 }
 
+/// a / b of numbers that are not negative: in 32 bits, several times faster, where they fit.
+__device__ inline std::int64_t quotient(std::int64_t a, std::int64_t b) {
+  if (((a | b) >> 32) == 0) {
+    return static_cast<std::uint32_t>(a) / static_cast<std::uint32_t>(b);
+  }
+  return a / b;
+}
+
 /// N neighbouring elements, read and written in words of up to 16 bytes.
 template <class T, int N>
 struct Pack {

@@ -40,10 +40,14 @@ PROTEUS_HOST_DEVICE inline float exp_bounded(float x) {
 /// e^x: 0 below −87.7, inf above 88.3; NaN stays NaN. The ends need no selection of their own: the
 /// exponent field is 0 at n = −127 and infinity's at n = 128.
 PROTEUS_HOST_DEVICE inline float exp(float x) {
+#ifdef __CUDA_ARCH__
+  return ::expf(x);
+#else
   constexpr float kLow = -88.0f;
   constexpr float kHigh = 89.0f;
   const float below = kHigh < x ? kHigh : x;
   return exp_bounded(kLow > below ? kLow : below);
+#endif
 }
 
 PROTEUS_HOST_DEVICE inline double log1p_unit(double u) { return std::log1p(u); }

@@ -1,0 +1,166 @@
+// Matrix products of tensor/ops/gemm.h on a GPU: cuBLASLt multiplies and does what it can of the
+// epilogue, the kernels here do the rest.
+#include "cuda/column_sums.cuh"
+#include "cuda/gemm_cublaslt.h"
+#include "cuda/kernels.h"
+#include "cuda/map.cuh"
+#include "tensor/ops/gelu.h"
+#include "tensor/ops/gemm.h"
+
+namespace proteus::cuda {
+namespace {
+
+// One thread per element of C: for what the library does not take, and for K = 0.
+template <class T>
+__global__ void plain_gemm_kernel(const __grid_constant__ GemmFwd g) {
+  using A = accum_t<T>;
+  const std::int64_t each = g.M * g.N;
+  for (std::int64_t u = first_unit(); u < g.batch * each; u += unit_step()) {
+    const std::int64_t batch = quotient(u, each);
+    const std::int64_t i = quotient(u - batch * each, g.N);
+    const std::int64_t j = u - batch * each - i * g.N;
+    const T* a = static_cast<const T*>(g.a) + batch * g.a_stride + (g.trans_a ? i : i * g.lda);
+    const T* b = static_cast<const T*>(g.b) + batch * g.b_stride + (g.trans_b ? j * g.ldb : j);
+    const std::int64_t a_step = g.trans_a ? g.lda : 1;
+    const std::int64_t b_step = g.trans_b ? 1 : g.ldb;
+    A sum = 0;
+    for (std::int64_t k = 0; k < g.K; ++k) sum += A(a[k * a_step]) * A(b[k * b_step]);
+    T* c = static_cast<T*>(g.c) + batch * g.c_stride + i * g.ldc + j;
+    sum *= static_cast<A>(g.alpha);
+    if (g.beta != 0) sum += static_cast<A>(g.beta) * A(*c);
+    *c = T(sum);
+  }
+}
+
+// What is left of the epilogue, in place. Units of V columns; V divides N, ldc and c_stride.
+template <class T, int V>
+__global__ void epilogue_kernel(const __grid_constant__ GemmFwd g, const T* bias,
+                                GemmEpilogue epilogue) {
+  using A = accum_t<T>;
+  const std::int64_t per_row = g.N / V;
+  for (std::int64_t u = first_unit(); u < g.batch * g.M * per_row; u += unit_step()) {
+    const std::int64_t row = quotient(u, per_row);
+    const std::int64_t j = (u - row * per_row) * V;
+    const std::int64_t batch = quotient(row, g.M);
+    const std::int64_t at = batch * g.c_stride + (row - batch * g.M) * g.ldc + j;
+    T* c = static_cast<T*>(g.c) + at;
+    T* pre = g.pre ? static_cast<T*>(g.pre) + at : nullptr;
+    auto p = load_pack<V>(static_cast<const T*>(c));
+    A sum[V];
+#pragma unroll
+    for (int k = 0; k < V; ++k) sum[k] = A(p[k]) + (bias ? A(bias[j + k]) : A(0));
+    if (epilogue == GemmEpilogue::gelu_grad) {
+      const auto q = load_pack<V>(static_cast<const T*>(pre));
+      Pack<T, V> act;
+#pragma unroll
+      for (int k = 0; k < V; ++k) {
+        p[k] = T(sum[k] * gelu_slope(A(q[k])));
+        act[k] = T(gelu_value(A(q[k])));
+      }
+      if (g.act) store_pack(static_cast<T*>(g.act) + at, act);
+    } else {
+      const bool gelu = epilogue == GemmEpilogue::gelu;
+      if (gelu && pre) {
+#pragma unroll
+        for (int k = 0; k < V; ++k) p[k] = T(sum[k]);
+        store_pack(pre, p);
+      }
+#pragma unroll
+      for (int k = 0; k < V; ++k) p[k] = T(gelu ? gelu_value(sum[k]) : sum[k]);
+    }
+    store_pack(c, p);
+  }
+}
+
+template <class T>
+void finish(const GemmFwd& g, const LtDone& done) {
+  constexpr int V = kPackOf<T>;
+  const GemmEpilogue epilogue = done.gelu ? GemmEpilogue::none : g.epilogue;
+  const T* bias = done.bias ? nullptr : static_cast<const T*>(g.bias);
+  if (!bias && epilogue == GemmEpilogue::none) return;
+  const std::int64_t n = g.batch * g.M * g.N;
+  if (g.N % V == 0 && g.ldc % V == 0 && g.c_stride % V == 0 && can_pack<T, V>(g.c, g.pre, g.act)) {
+    launch("gemm_fwd", epilogue_kernel<T, V>, blocks_for(n / V), kBlock, 0, g, bias, epilogue);
+  } else {
+    launch("gemm_fwd", epilogue_kernel<T, 1>, blocks_for(n), kBlock, 0, g, bias, epilogue);
+  }
+}
+
+void gemm_fwd_cuda(const GemmFwd& g) {
+  if (g.M == 0 || g.N == 0 || g.batch == 0) return;
+  const LtDone done = g.K > 0 ? lt_multiply(g) : LtDone{};
+  dispatch_float(g.dtype, "gemm_fwd", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    if (!done.product) {
+      launch("gemm_fwd", plain_gemm_kernel<T>, blocks_for(g.batch * g.M * g.N), kBlock, 0, g);
+    }
+    finish<T>(g, done);
+  });
+}
+
+// dpre[r, c] is written where it is computed; its rounded value goes into the sum, as on the CPU.
+template <class T>
+struct BiasTerm {
+  using A = accum_t<T>;
+  const T* dy;
+  const T* pre;  // null: the sums are those of dy
+  T* dpre;
+  std::int64_t N;
+
+  __device__ void operator()(std::int64_t, std::int64_t r, std::int64_t c, A (&add)[1]) const {
+    const std::int64_t at = r * N + c;
+    if (pre) {
+      const T rounded = T(A(dy[at]) * gelu_slope(A(pre[at])));
+      dpre[at] = rounded;
+      add[0] = A(rounded);
+    } else {
+      add[0] = A(dy[at]);
+    }
+  }
+};
+
+template <class T>
+struct StoreBias {
+  using A = accum_t<T>;
+  T* dbias;
+
+  __device__ void operator()(std::int64_t, std::int64_t, std::int64_t c, const A (&sum)[1]) const {
+    dbias[c] = T(sum[0]);
+  }
+};
+
+struct GeluGradient {
+  template <class A>
+  __device__ void operator()(const A (&in)[2], A (&out)[1]) const {
+    out[0] = in[0] * gelu_slope(in[1]);
+  }
+};
+
+void bias_bwd_cuda(const BiasBwd& b) {
+  if (b.N == 0) return;
+  dispatch_float(b.dtype, "bias_bwd", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const T* dy = static_cast<const T*>(b.dy);
+    const T* pre = static_cast<const T*>(b.pre);
+    T* dpre = static_cast<T*>(b.dpre);
+    T* dbias = static_cast<T*>(b.dbias);
+    if (!dbias) {
+      if (pre) map<T, 2, 1>("bias_bwd", {{dy, pre}}, {{dpre}}, b.M * b.N, GeluGradient{});
+    } else if (b.M == 0) {
+      check(cudaMemsetAsync(dbias, 0, static_cast<std::size_t>(b.N) * sizeof(T), current_stream()),
+            "cudaMemsetAsync");
+    } else {
+      column_sums<accum_t<T>, 1>("bias_bwd", 1, b.M, b.N, BiasTerm<T>{dy, pre, dpre, b.N},
+                                 StoreBias<T>{dbias});
+    }
+  });
+}
+
+}  // namespace
+
+void install_gemm_kernels() {
+  gemm_fwd.install(DeviceType::cuda, gemm_fwd_cuda);
+  bias_bwd.install(DeviceType::cuda, bias_bwd_cuda);
+}
+
+}  // namespace proteus::cuda

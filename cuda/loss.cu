@@ -1,0 +1,118 @@
+// Cross-entropy rows and row copies of tensor/ops/loss.h on a GPU.
+#include <cmath>
+
+#include "cuda/kernels.h"
+#include "cuda/row_softmax.cuh"
+#include "tensor/ops/loss.h"
+
+namespace proteus::cuda {
+namespace {
+
+// dlogits may be the logits: a group has read what it needs of its row before it writes, and then
+// every element is read and written by one thread.
+template <class T, int V, int kThreads>
+__global__ void cross_entropy_kernel(const T* logits, const std::int64_t* targets, double* loss,
+                                     T* dlogits, std::int64_t rows, std::int64_t width,
+                                     accum_t<T> scale) {
+  using A = accum_t<T>;
+  using Groups = RowGroups<kThreads>;
+  for (std::int64_t row = Groups::first(); row < rows; row += Groups::step()) {
+    const T* z = logits + row * width;
+    const std::int64_t target = targets[row];
+    const bool counts = target >= 0;
+    A top = 0;
+    A sum = 1;
+    A picked = 0;
+    if (counts) {
+      picked = A(z[target]);
+      const auto row_sum = row_sum_exp<V, kThreads>(z, width);
+      top = row_sum.top;
+      sum = row_sum.sum;
+    }
+    if (Groups::lane() == 0) {
+      loss[row] = counts ? static_cast<double>(std::log(sum) + (top - picked)) : 0.0;
+    }
+    if (!dlogits) continue;
+    __syncwarp();  // `picked` has been read (in a block the reductions saw to it)
+    const A share = scale / sum;
+    T* dz = dlogits + row * width;
+    for (std::int64_t v = Groups::lane() * V; v < width; v += kThreads * V) {
+      const auto p = load_pack<V>(z + v);
+      Pack<T, V> d;
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const A e = counts ? vmath::exp(A(p[j]) - top) : A(0);
+        d[j] = v + j == target ? T((e / sum - A(1)) * scale) : T(e * share);
+      }
+      store_pack(dz + v, d);
+    }
+  }
+}
+
+void cross_entropy_cuda(const CrossEntropyFwd& c) {
+  if (c.rows * c.V == 0) return;
+  dispatch_float(c.dtype, "cross_entropy_fwd", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    const T* z = static_cast<const T*>(c.logits);
+    T* dz = static_cast<T*>(c.dlogits);
+    const auto scale = static_cast<accum_t<T>>(c.scale);
+    const auto run = [&](auto V, auto threads) {
+      using Groups = RowGroups<decltype(threads)::value>;
+      launch("cross_entropy_fwd",
+             cross_entropy_kernel<T, decltype(V)::value, decltype(threads)::value>,
+             Groups::blocks(c.rows), Groups::kBlockThreads, 0, z, c.target, c.loss, dz, c.rows, c.V,
+             scale);
+    };
+    dispatch_row_threads(c.V, [&](auto threads) {
+      constexpr int kV = kPackOf<T>;
+      if (c.V % kV == 0 && can_pack<T, kV>(z, dz)) {
+        run(std::integral_constant<int, kV>{}, threads);
+      } else {
+        run(std::integral_constant<int, 1>{}, threads);
+      }
+    });
+  });
+}
+
+// A row is `words` words long.
+template <class Word>
+__global__ void row_copy_kernel(const Word* src, Word* dst, const std::int64_t* src_row,
+                                const std::int64_t* dst_row, std::int64_t rows,
+                                std::int64_t words) {
+  for (std::int64_t u = first_unit(); u < rows * words; u += unit_step()) {
+    const std::int64_t i = quotient(u, words);
+    const std::int64_t w = u - i * words;
+    const std::int64_t from = src_row ? src_row[i] : i;
+    const std::int64_t to = dst_row ? dst_row[i] : i;
+    dst[to * words + w] = src[from * words + w];
+  }
+}
+
+template <class Word>
+bool copy_rows(const RowCopy& c) {
+  const auto mask = static_cast<std::uintptr_t>(sizeof(Word) - 1);
+  if ((reinterpret_cast<std::uintptr_t>(c.src) | reinterpret_cast<std::uintptr_t>(c.dst) |
+       static_cast<std::uintptr_t>(c.row_bytes)) &
+      mask) {
+    return false;
+  }
+  const std::int64_t words = c.row_bytes / static_cast<std::int64_t>(sizeof(Word));
+  launch("row_copy", row_copy_kernel<Word>, blocks_for(c.rows * words), kBlock, 0,
+         static_cast<const Word*>(c.src), static_cast<Word*>(c.dst), c.src_row, c.dst_row, c.rows,
+         words);
+  return true;
+}
+
+void row_copy_cuda(const RowCopy& c) {
+  if (c.rows * c.row_bytes == 0) return;
+  if (!copy_rows<uint4>(c) && !copy_rows<std::uint16_t>(c)) copy_rows<std::uint8_t>(c);
+}
+
+}  // namespace
+
+void install_loss_kernels() {
+  cross_entropy_fwd.install(DeviceType::cuda, cross_entropy_cuda);
+  row_copy.install(DeviceType::cuda, row_copy_cuda);
+}
+
+}  // namespace proteus::cuda

@@ -1,0 +1,235 @@
+// LayerNorm and RMSNorm of tensor/ops/norm.h on a GPU: a row belongs to a warp, or to a block where
+// it is long, and is read again from the caches for every pass over it.
+#include <cmath>
+
+#include "cuda/column_sums.cuh"
+#include "cuda/kernels.h"
+#include "tensor/ops/norm.h"
+
+namespace proteus::cuda {
+namespace {
+
+template <class T>
+struct NormArgs {
+  using A = accum_t<T>;
+  const T* x;
+  const T* gamma;
+  const T* beta;
+  T* y;
+  A* mean;
+  A* rstd;
+  std::int64_t rows, C;
+  A eps;
+};
+
+template <class T, int V, int kThreads, bool kCentre>
+__global__ void norm_fwd_kernel(const NormArgs<T> a) {
+  using A = accum_t<T>;
+  using Groups = RowGroups<kThreads>;
+  constexpr int kStep = kThreads * V;
+  for (std::int64_t row = Groups::first(); row < a.rows; row += Groups::step()) {
+    const T* x = a.x + row * a.C;
+    A mean = 0;
+    if constexpr (kCentre) {
+      for (std::int64_t c = Groups::lane() * V; c < a.C; c += kStep) {
+        const auto p = load_pack<V>(x + c);
+#pragma unroll
+        for (int j = 0; j < V; ++j) mean += A(p[j]);
+      }
+      mean = group_sum<kThreads>(mean) / static_cast<A>(a.C);
+    }
+    A var = 0;
+    for (std::int64_t c = Groups::lane() * V; c < a.C; c += kStep) {
+      const auto p = load_pack<V>(x + c);
+#pragma unroll
+      for (int j = 0; j < V; ++j) var += (A(p[j]) - mean) * (A(p[j]) - mean);
+    }
+    var = group_sum<kThreads>(var) / static_cast<A>(a.C);
+    const A rstd = A(1) / std::sqrt(var + a.eps);
+    if (Groups::lane() == 0) {
+      if constexpr (kCentre) a.mean[row] = mean;
+      a.rstd[row] = rstd;
+    }
+    for (std::int64_t c = Groups::lane() * V; c < a.C; c += kStep) {
+      const auto p = load_pack<V>(x + c);
+      Pack<T, V> gamma;
+      Pack<T, V> beta;
+      if (a.gamma) gamma = load_pack<V>(a.gamma + c);
+      if (a.beta) beta = load_pack<V>(a.beta + c);
+      Pack<T, V> y;
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const A scale = a.gamma ? A(gamma[j]) : A(1);
+        const A shift = a.beta ? A(beta[j]) : A(0);
+        y[j] = T((A(p[j]) - mean) * rstd * scale + shift);
+      }
+      store_pack(a.y + row * a.C + c, y);
+    }
+  }
+}
+
+template <class T>
+struct NormGradArgs {
+  using A = accum_t<T>;
+  const T* x;
+  const T* gamma;
+  const A* mean;
+  const A* rstd;
+  const T* dy;
+  T* dx;
+  std::int64_t rows, C;
+};
+
+// With x̂ = (x − mean)·rstd and g = dy·gamma: dx = rstd·(g − mean(g) − x̂·mean(g·x̂)); RMSNorm lacks
+// the middle term.
+template <class T, int V, int kThreads, bool kCentre>
+__global__ void norm_bwd_kernel(const NormGradArgs<T> a) {
+  using A = accum_t<T>;
+  using Groups = RowGroups<kThreads>;
+  constexpr int kStep = kThreads * V;
+  for (std::int64_t row = Groups::first(); row < a.rows; row += Groups::step()) {
+    const T* x = a.x + row * a.C;
+    const T* dy = a.dy + row * a.C;
+    const A mean = kCentre ? a.mean[row] : A(0);
+    const A rstd = a.rstd[row];
+    A sum = 0;
+    A dot = 0;
+    for (std::int64_t c = Groups::lane() * V; c < a.C; c += kStep) {
+      const auto p = load_pack<V>(x + c);
+      const auto d = load_pack<V>(dy + c);
+      Pack<T, V> gamma;
+      if (a.gamma) gamma = load_pack<V>(a.gamma + c);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const A g = A(d[j]) * (a.gamma ? A(gamma[j]) : A(1));
+        sum += g;
+        dot += g * (A(p[j]) - mean) * rstd;
+      }
+    }
+    sum = kCentre ? group_sum<kThreads>(sum) / static_cast<A>(a.C) : A(0);
+    dot = group_sum<kThreads>(dot) / static_cast<A>(a.C);
+    for (std::int64_t c = Groups::lane() * V; c < a.C; c += kStep) {
+      const auto p = load_pack<V>(x + c);
+      const auto d = load_pack<V>(dy + c);
+      Pack<T, V> gamma;
+      if (a.gamma) gamma = load_pack<V>(a.gamma + c);
+      Pack<T, V> dx;
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const A g = A(d[j]) * (a.gamma ? A(gamma[j]) : A(1));
+        dx[j] = T(rstd * (g - sum - (A(p[j]) - mean) * rstd * dot));
+      }
+      store_pack(a.dx + row * a.C + c, dx);
+    }
+  }
+}
+
+// Σ dy·x̂ and Σ dy over the rows.
+template <class T>
+struct GainTerm {
+  using A = accum_t<T>;
+  const T* x;
+  const T* dy;
+  const A* mean;  // null for RMSNorm
+  const A* rstd;
+  std::int64_t C;
+
+  __device__ void operator()(std::int64_t, std::int64_t r, std::int64_t c, A (&add)[2]) const {
+    const A d = A(dy[r * C + c]);
+    add[0] = d * (A(x[r * C + c]) - (mean ? mean[r] : A(0))) * rstd[r];
+    add[1] = d;
+  }
+};
+
+template <class T>
+struct StoreGains {
+  using A = accum_t<T>;
+  T* dgamma;
+  T* dbeta;
+
+  __device__ void operator()(std::int64_t, std::int64_t, std::int64_t c, const A (&sum)[2]) const {
+    if (dgamma) dgamma[c] = T(sum[0]);
+    if (dbeta) dbeta[c] = T(sum[1]);
+  }
+};
+
+// Calls fn(elements per access, threads per row, centre) as integral constants.
+template <class T, class F>
+void dispatch_norm(bool packed, std::int64_t C, bool centre, F&& fn) {
+  const auto with_width = [&](auto V) {
+    dispatch_row_threads(C, [&](auto threads) {
+      if (centre) {
+        fn(V, threads, std::true_type{});
+      } else {
+        fn(V, threads, std::false_type{});
+      }
+    });
+  };
+  if (packed && C % kPackOf<T> == 0) {
+    with_width(std::integral_constant<int, kPackOf<T>>{});
+  } else {
+    with_width(std::integral_constant<int, 1>{});
+  }
+}
+
+void norm_fwd_cuda(const NormFwd& n) {
+  if (n.rows * n.C == 0) return;
+  dispatch_float(n.dtype, "norm_fwd", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = accum_t<T>;
+    const NormArgs<T> a{static_cast<const T*>(n.x),
+                        static_cast<const T*>(n.gamma),
+                        static_cast<const T*>(n.beta),
+                        static_cast<T*>(n.y),
+                        static_cast<A*>(n.mean),
+                        static_cast<A*>(n.rstd),
+                        n.rows,
+                        n.C,
+                        static_cast<A>(n.eps)};
+    const bool packed = can_pack<T, kPackOf<T>>(a.x, a.gamma, a.beta, a.y);
+    dispatch_norm<T>(packed, n.C, n.centre, [&](auto V, auto threads, auto centre) {
+      using Groups = RowGroups<decltype(threads)::value>;
+      launch(
+          "norm_fwd",
+          norm_fwd_kernel<T, decltype(V)::value, decltype(threads)::value, decltype(centre)::value>,
+          Groups::blocks(n.rows), Groups::kBlockThreads, 0, a);
+    });
+  });
+}
+
+void norm_bwd_cuda(const NormBwd& n) {
+  if (n.rows * n.C == 0) return;
+  dispatch_float(n.dtype, "norm_bwd", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = accum_t<T>;
+    const NormGradArgs<T> a{static_cast<const T*>(n.x),
+                            static_cast<const T*>(n.gamma),
+                            static_cast<const A*>(n.mean),
+                            static_cast<const A*>(n.rstd),
+                            static_cast<const T*>(n.dy),
+                            static_cast<T*>(n.dx),
+                            n.rows,
+                            n.C};
+    const bool packed = can_pack<T, kPackOf<T>>(a.x, a.gamma, a.dy, a.dx);
+    dispatch_norm<T>(packed, n.C, n.centre, [&](auto V, auto threads, auto centre) {
+      using Groups = RowGroups<decltype(threads)::value>;
+      launch(
+          "norm_bwd",
+          norm_bwd_kernel<T, decltype(V)::value, decltype(threads)::value, decltype(centre)::value>,
+          Groups::blocks(n.rows), Groups::kBlockThreads, 0, a);
+    });
+    if (!n.dgamma && !n.dbeta) return;
+    column_sums<A, 2>("norm_bwd", 1, n.rows, n.C,
+                      GainTerm<T>{a.x, a.dy, n.centre ? a.mean : nullptr, a.rstd, n.C},
+                      StoreGains<T>{static_cast<T*>(n.dgamma), static_cast<T*>(n.dbeta)});
+  });
+}
+
+}  // namespace
+
+void install_norm_kernels() {
+  norm_fwd.install(DeviceType::cuda, norm_fwd_cuda);
+  norm_bwd.install(DeviceType::cuda, norm_bwd_cuda);
+}
+
+}  // namespace proteus::cuda
