@@ -1,6 +1,6 @@
-# Finds xxHash: target xxHash::xxhash.
+# Finds xxHash: target xxHash::xxhash. xxHash_NAMES may name the library's file.
 find_path(xxHash_INCLUDE_DIR xxhash.h)
-find_library(xxHash_LIBRARY xxhash)
+find_library(xxHash_LIBRARY NAMES ${xxHash_NAMES} xxhash)
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(xxHash REQUIRED_VARS xxHash_LIBRARY xxHash_INCLUDE_DIR)
 if(xxHash_FOUND AND NOT TARGET xxHash::xxhash)

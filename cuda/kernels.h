@@ -2,9 +2,19 @@
 // cuda/<family>.cu, which puts the kernels into their slots. cuda::device(i) calls them all.
 #pragma once
 
-// clang-format off: one line per family
-#define PROTEUS_CUDA_FAMILIES(X) X(copy)
-// clang-format on
+#define PROTEUS_CUDA_FAMILIES(X) \
+  X(copy)                        \
+  X(dropout)                     \
+  X(elementwise)                 \
+  X(elementwise_fused)           \
+  X(embedding)                   \
+  X(gemm)                        \
+  X(loss)                        \
+  X(norm)                        \
+  X(optim)                       \
+  X(reduce)                      \
+  X(rope)                        \
+  X(softmax)
 
 namespace proteus::cuda {
 
