@@ -9,11 +9,16 @@
   X(elementwise_fused)           \
   X(embedding)                   \
   X(gemm)                        \
+  X(grouped_gemm)                \
   X(loss)                        \
   X(norm)                        \
   X(optim)                       \
+  X(pack)                        \
   X(reduce)                      \
   X(rope)                        \
+  X(routing)                     \
+  X(salience)                    \
+  X(select)                      \
   X(softmax)
 
 namespace proteus::cuda {
