@@ -155,16 +155,16 @@ Variable AspaAttention::shared_forward(const Variable& x, const Variable& x_key)
   const std::int64_t H = config_.shared_heads;
   const std::int64_t D = config_.head_width;
   const auto part = [&](int i, const Variable& in) {
-    return reshape(linear(in, slice(weights_.qkv, 0, i * H * D, (i + 1) * H * D)), {B * T, H, D});
+    return reshape(linear(in, slice(weights_.qkv, 0, i * H * D, (i + 1) * H * D)), {B, T, H, D});
   };
-  const Tensor positions = ops::sequence_positions(B, T);
-  const Variable q = rope(part(0, x), positions, D);
-  const Variable k = rope(part(1, x_key), positions, D);
+  const auto rows = [&](const Variable& heads) { return reshape(heads, {B * T, H, D}); };
+  const Variable q = rows(rope(part(0, x), D));
+  const Variable k = rows(rope(part(1, x_key), D));
   const AttentionPlan plan = ops::causal_plan(
       B, H, T, T,
       [this](std::int64_t n) { return slider::window(config_.alpha, config_.shared_window, n); },
       config_.anchors, x.device());
-  Variable y = attention(q, k, part(2, x), {}, {}, plan, attention_options());
+  Variable y = attention(q, k, rows(part(2, x)), {}, {}, plan, attention_options());
   if (weights_.shared_gate.defined() && config_.alpha > 0) {
     const Variable gate = reshape(linear(x, weights_.shared_gate), {B * T * H});
     y = scale_rows(reshape(y, {B * T * H, D}), blended_gate(gate));
@@ -192,8 +192,8 @@ AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_
     key = weights_.mu.defined() ? router_->project(x_key) : query;
   }
   Routed out{gating_->route(Role::query, query, B, T), gating_->route(Role::key, key, B, T), {}};
-  out.rows =
-      pack_selection({out.query.heads, out.key.heads}, B, config_.routed_heads, visible_entries(T));
+  out.rows = pack_selection({out.query.heads, out.key.heads}, B, config_.routed_heads,
+                            visible_entries(T, x.device()));
   return out;
 }
 
@@ -233,8 +233,8 @@ Variable AspaAttention::routed_values(const Variable& x, const Variable& x_key,
   Variable k = heads(key_tokens, weights_.k, rows.key);
   const Variable v = heads(tokens, weights_.v, rows.key);
   if (rotated_width() > 0) {
-    q = rope(q, row_positions(rows.query), rotated_width());
-    k = rope(k, row_positions(rows.key), rotated_width());
+    q = rope(q, rows.query.time, rotated_width());
+    k = rope(k, rows.key.time, rotated_width());
   }
   AttentionOptions options = attention_options();
   const bool sink = weights_.sink.defined() && config_.alpha > 0;
@@ -261,14 +261,16 @@ void AspaAttention::end_probe() {
   if (gating_) gating_->end_probe();
 }
 
-const Tensor& AspaAttention::visible_entries(std::int64_t T) {
-  if (!visible_.defined() || visible_.numel() != T + 1 || visible_alpha_ != config_.alpha) {
-    visible_ = Tensor::empty({T + 1}, DType::i32);
-    visible_alpha_ = config_.alpha;
+const Tensor& AspaAttention::visible_entries(std::int64_t T, Device device) {
+  if (!visible_.defined() || visible_.numel() != T + 1 || visible_alpha_ != config_.alpha ||
+      visible_.device() != device) {
+    const Tensor visible = Tensor::empty({T + 1}, DType::i32);
     for (std::int64_t n = 0; n <= T; ++n) {
-      visible_.data<std::int32_t>()[n] =
+      visible.data<std::int32_t>()[n] =
           static_cast<std::int32_t>(slider::window(config_.alpha, config_.window, n));
     }
+    visible_ = visible.to(device);
+    visible_alpha_ = config_.alpha;
   }
   return visible_;
 }

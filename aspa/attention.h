@@ -116,7 +116,7 @@ class AspaAttention : public Attention, public Gated {
   AttentionOptions attention_options();
   Variable blended_gate(const Variable& z) const;
   std::int64_t rotated_width() const;
-  const Tensor& visible_entries(std::int64_t T);
+  const Tensor& visible_entries(std::int64_t T, Device device);
 
   AspaConfig config_;
   Generator& generator_;

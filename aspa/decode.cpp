@@ -171,7 +171,7 @@ Tensor AspaAttention::routed_step(const Tensor& x, const Tensor& x_key,
       const Tensor& in = role == Role::query ? x : x_key;
       const Tensor projected =
           router_->project(Variable(in.reshape({B, 1, config_.width}))).value();
-      const Gating::Choice choice = gating_->choose(role, projected, time);
+      const Gating::Choice choice = gating_->choose(role, projected, {1, time});
       z[r] = choice.z;
       selected[r] = choice.heads;
       if (salience_) {

@@ -16,7 +16,6 @@
 #include "autograd/tape.h"
 #include "autograd/view.h"
 #include "tensor/error.h"
-#include "tensor/ops/rope.h"
 #include "tensor/ops/select.h"
 
 namespace proteus {
@@ -31,12 +30,24 @@ std::size_t index(Role role) { return static_cast<std::size_t>(role); }
 Tensor spread_rows(const Tensor& x) {
   const std::int64_t m = std::min(kRecentTokens, x.size(0));
   Tensor out = Tensor::empty({m, x.size(1)}, x.dtype(), x.device());
-  for (std::int64_t i = 0; i < m; ++i) out.select(0, i).copy_(x.select(0, i * x.size(0) / m));
+  if (out.numel() == 0) return out;
+  std::vector<std::int32_t> token;
+  for (std::int64_t i = 0; i < m; ++i) {
+    token.push_back(static_cast<std::int32_t>(i * x.size(0) / m));
+  }
+  const Tensor tokens = Tensor::from_data<std::int32_t>(token, {m}, x.device());
+  const Tensor rows = x.contiguous();
+  rows_gather(x.device(), {.x = rows.raw(),
+                           .y = out.raw(),
+                           .token = tokens.data<std::int32_t>(),
+                           .rows = m,
+                           .C = x.size(1),
+                           .dtype = x.dtype()});
   return out;
 }
 
-Tensor every_head(std::int64_t tokens, std::int64_t Hr) {
-  return Tensor::arange(Hr, DType::i32).unsqueeze(0).expand({tokens, Hr}).contiguous();
+Tensor every_head(std::int64_t tokens, std::int64_t Hr, Device device) {
+  return Tensor::arange(Hr, DType::i32, device).unsqueeze(0).expand({tokens, Hr}).contiguous();
 }
 
 }  // namespace
@@ -76,19 +87,19 @@ RoleRouting Gating::route(Role role, const Variable& projected, std::int64_t B, 
   RoleRouting out{{}, projected, {}};
   const Tensor& forced = forced_[index(role)];
   const auto decided = decide([&]() -> std::vector<Tensor> {
-    if (!gated()) return {every_head(B * T, config_.routed_heads), {}};
+    if (!gated()) return {every_head(B * T, config_.routed_heads, router_.device()), {}};
     if (forced.defined() && !salience_) return {{}, {}};
-    const Choice choice = choose(role, projected.value(), ops::sequence_positions(B, T));
+    const Choice choice = choose(role, projected.value(), {T});
     return {choice.heads, choice.nearest};
   });
   if (forced.defined()) check_heads(role, forced, B * T, config_.routed_heads);
-  out.heads = forced.defined() ? forced : decided[0];
+  out.heads = forced.defined() ? forced.to(router_.device()) : decided[0];
   if (gated() && salience_) out.salience = salience_of(projected, decided[1]);
-  if (probing_) probe_[index(role)] = out.heads;
+  if (probing_) probe_[index(role)] = out.heads.to(kCpu);
   return out;
 }
 
-Gating::Choice Gating::choose(Role role, const Tensor& projected, const Tensor& time) const {
+Gating::Choice Gating::choose(Role role, const Tensor& projected, const TokenTimes& times) const {
   Choice out;
   if (salience_) {
     auto scored = router_.logits_and_nearest(projected);
@@ -97,7 +108,7 @@ Gating::Choice Gating::choose(Role role, const Tensor& projected, const Tensor& 
   } else {
     out.z = router_.logits(projected);
   }
-  const Tensor& theta = router_.theta(role);
+  const Tensor& theta = router_.theta(role, projected.device());
   Tensor count;
   if (config_.top_p < 1) {
     const std::int64_t least =
@@ -107,7 +118,7 @@ Gating::Choice Gating::choose(Role role, const Tensor& projected, const Tensor& 
   if (salience_) {
     const NoGradGuard no_grad;
     const Tensor scores = salience_of(Variable(projected), out.nearest).value();
-    count = salience_->keep_counts(role, scores, time, config_.alpha, k(), count);
+    count = salience_->keep_counts(role, scores, times, config_.alpha, k(), count);
   }
   out.heads = ops::topk_heads(out.z, k(), theta, count, router_.extra_heads());
   return out;
@@ -163,15 +174,12 @@ void Gating::collect(Role role, const RoleRouting& routing, const PackedRows& ro
 
 void Gating::count(Count& count, const PackedRows& rows) const {
   const std::int64_t B = rows.sequences();
-  const Tensor host = rows.offsets.to(kCpu);
-  const auto* offsets = host.data<std::int32_t>();
+  const auto* offsets = rows.host_offsets.data<std::int32_t>();
   count.heads.resize(static_cast<std::size_t>(config_.routed_heads));
   for (std::int64_t h = 0; h < config_.routed_heads; ++h) {
     count.heads[static_cast<std::size_t>(h)] += offsets[(h + 1) * B] - offsets[h * B];
   }
-  for (std::int64_t n = 0; n < rows.tokens(); ++n) {
-    count.kept += rows.row_of.data<std::int32_t>()[n * rows.slots()] >= 0 ? 1 : 0;
-  }
+  count.kept += rows.kept;
   count.tokens += rows.tokens();
 }
 
@@ -251,7 +259,9 @@ void Gating::add_table(HeadTable table) {
 
 void Gating::replace(const RouterTables& router, const std::vector<Tensor>& tables) {
   router_.replace(router);
-  for (std::size_t i = 0; i < tables_.size(); ++i) tables_[i].variable.resize(tables[i]);
+  for (std::size_t i = 0; i < tables_.size(); ++i) {
+    tables_[i].variable.resize(tables[i].to(tables_[i].variable.device()));
+  }
   restart();
   for (Gating* follower : followers_) follower->restart();
 }

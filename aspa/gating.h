@@ -62,8 +62,8 @@ class Gating {
   /// Decides for tokens [B, T], once: recomputation by checkpoint() gets the same decision.
   /// `projected` is x̃ [B·T, R], undefined unless gated().
   RoleRouting route(Role role, const Variable& projected, std::int64_t B, std::int64_t T);
-  /// The decision itself; `time` i32 [N] is each token's position.
-  Choice choose(Role role, const Tensor& projected, const Tensor& time) const;
+  /// The decision itself.
+  Choice choose(Role role, const Tensor& projected, const TokenTimes& times) const;
   /// S [N] of projected tokens whose nearest gates are i32 [N].
   Variable salience_of(const Variable& projected, const Tensor& nearest) const;
 

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tensor/ops/prototypes.h"
+
 namespace proteus {
 namespace {
 
@@ -17,12 +19,6 @@ void normalise(const T* from, T* to, std::int64_t R) {
   for (std::int64_t r = 0; r < R; ++r) to[r] = T(static_cast<double>(from[r]) * scale);
 }
 
-double mean_of(const Tensor& t) {
-  double sum = 0;
-  for (const double v : t.to_vector()) sum += v;
-  return t.numel() ? sum / static_cast<double>(t.numel()) : 0.0;
-}
-
 template <class T>
 struct Table {
   explicit Table(const GateState& s)
@@ -35,22 +31,6 @@ struct Table {
         starving(s.starving.data<std::int32_t>()),
         G(s.w.size(0)),
         R(s.w.size(1)) {}
-
-  void update(const PrototypeConfig& config, const GateUpdate& u) {
-    const T* weight = u.weight_sum.data<T>();
-    const T* weighted = u.weighted_sum.data<T>();
-    const T keep = static_cast<T>(config.ema);
-    const T take = static_cast<T>(1 - config.ema);
-    for (std::int64_t g = 0; g < G; ++g) N[g] = keep * N[g] + take * weight[g];
-    for (std::int64_t i = 0; i < G * R; ++i) P[i] = keep * P[i] + take * weighted[i];
-    for (std::int64_t g = 0; g < G; ++g) normalise(P + g * R, p + g * R, R);
-  }
-
-  void count_starving(double threshold) {
-    for (std::int64_t g = 0; g < G; ++g) {
-      starving[g] = static_cast<double>(N[g]) < threshold ? starving[g] + 1 : 0;
-    }
-  }
 
   // Takes the gate out of its head; false if it is the head's last.
   bool prune(std::int64_t gate) {
@@ -139,10 +119,26 @@ void with_table(const GateState& gates, F&& fn) {
   }
 }
 
-void bump(const GateState& gates) {
-  for (const Tensor& t :
-       {gates.w, gates.p, gates.N, gates.P, gates.mass, gates.head_of_gate, gates.starving}) {
-    t.bump_version();
+std::vector<Tensor> tensors_of(const GateState& s) {
+  return {s.w, s.p, s.N, s.P, s.mass, s.head_of_gate, s.starving};
+}
+
+GateState on_host(const GateState& s) {
+  return {s.w.to(kCpu),       s.p.to(kCpu),    s.N.to(kCpu),
+          s.P.to(kCpu),       s.mass.to(kCpu), s.head_of_gate.to(kCpu),
+          s.starving.to(kCpu)};
+}
+
+// Writes what was changed on the host back to where it came from; the same tensors need no copy.
+void write_back(const GateState& host, const GateState& gates) {
+  const auto from = tensors_of(host);
+  const auto to = tensors_of(gates);
+  for (std::size_t i = 0; i < to.size(); ++i) {
+    if (to[i].device() == kCpu) {
+      to[i].bump_version();
+    } else {
+      to[i].copy_(from[i]);
+    }
   }
 }
 
@@ -151,16 +147,14 @@ void bump(const GateState& gates) {
 void update_prototypes(const PrototypeConfig& config, const GateState& gates,
                        const GateUpdate& update) {
   if (!config.enabled || !update.weight_sum.defined()) return;
-  with_table(gates, [&](auto& table) {
-    table.update(config, update);
-    table.count_starving(config.dead_share * mean_of(gates.N));
-  });
-  bump(gates);
+  ops::prototypes_step({gates.N, gates.P, gates.p, gates.starving}, update.weight_sum,
+                       update.weighted_sum, config.ema, config.dead_share);
 }
 
 std::vector<std::int64_t> dead_gates(const PrototypeConfig& config, const GateState& gates) {
   std::vector<std::int64_t> dead;
-  const auto* starving = gates.starving.data<std::int32_t>();
+  const Tensor host = gates.starving.to(kCpu);
+  const auto* starving = host.data<std::int32_t>();
   for (std::int64_t g = 0; g < gates.starving.numel(); ++g) {
     if (starving[g] >= config.dead_steps) dead.push_back(g);
   }
@@ -170,19 +164,23 @@ std::vector<std::int64_t> dead_gates(const PrototypeConfig& config, const GateSt
 std::vector<Revival> revive_gates(const PrototypeConfig& config, const GateState& gates,
                                   const GateUpdate& update, RngKey noise) {
   std::vector<Revival> revived;
-  for (const std::int64_t gate : dead_gates(config, gates)) {
-    with_table(gates, [&](auto& table) {
+  const auto dead = dead_gates(config, gates);
+  if (dead.empty()) return revived;
+  const GateState host = on_host(gates);
+  const Tensor recent = update.recent.defined() ? update.recent.to(kCpu) : update.recent;
+  for (const std::int64_t gate : dead) {
+    with_table(host, [&](auto& table) {
       const std::int64_t busiest = std::max_element(table.N, table.N + table.G) - table.N;
       const bool moved = busiest != gate && table.prune(gate);
       if (moved) {
         const RngKey key{noise.seed, noise.stream + static_cast<std::uint64_t>(gate)};
         table.clone(gate, busiest, config.clone_noise, key);
       }
-      table.reseed(gate, update.recent);
+      table.reseed(gate, recent);
       revived.push_back({gate, moved ? busiest : gate});
     });
   }
-  if (!revived.empty()) bump(gates);
+  write_back(host, gates);
   return revived;
 }
 

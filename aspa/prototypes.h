@@ -17,12 +17,12 @@ namespace proteus {
 /// The gate table as training sees it: handles to the router's tensors, written in place. All
 /// floating ones have the router's dtype.
 struct GateState {
-  Tensor w;             ///< [G, R]
+  Tensor w;             ///< [G, R]; like p, N, P and starving on the layer's device
   Tensor p;             ///< [G, R] unit prototypes
   Tensor N;             ///< [G]
   Tensor P;             ///< [G, R]
-  Tensor mass;          ///< [G], sums to 1 within a head
-  Tensor head_of_gate;  ///< [G] i32
+  Tensor mass;          ///< [G], sums to 1 within a head; on the host
+  Tensor head_of_gate;  ///< [G] i32, on the host
   Tensor starving;      ///< [G] i32: updates in a row under the dead share
 };
 

@@ -45,16 +45,18 @@ Router::Router(const GatingConfig& c, Generator& init, int roles)
     P_ = add_buffer("P", p_.clone());
     starving_ = add_buffer("starving", Tensor::zeros({G}, DType::i32));
   }
-  mass_ =
-      add_buffer("mass", Tensor::full({G}, 1.0 / static_cast<double>(c.gates_per_head), dtype_));
-  head_of_gate_ = add_buffer("head_of_gate", Tensor::zeros({G}, DType::i32));
+  mass_ = add_buffer("mass", Tensor::full({G}, 1.0 / static_cast<double>(c.gates_per_head), dtype_),
+                     Home::host);
+  head_of_gate_ = add_buffer("head_of_gate", Tensor::zeros({G}, DType::i32), Home::host);
   auto* head = head_of_gate_.data<std::int32_t>();
   for (std::int64_t g = 0; g < G; ++g) head[g] = static_cast<std::int32_t>(g / c.gates_per_head);
-  theta_q_ = add_buffer("theta_q", Tensor::zeros({heads_}, dtype_));
-  if (roles > 1) theta_k_ = add_buffer("theta_k", Tensor::zeros({heads_}, dtype_));
-  ramp_ = add_buffer("ramp", Tensor::zeros({heads_}, DType::i32));
-  k_ = add_buffer("k", Tensor::full({1}, static_cast<double>(c.k), DType::i64));
-  steps_ = add_buffer("steps", Tensor::zeros({1}, DType::i64));
+  theta_q_ = add_buffer("theta_q", Tensor::zeros({heads_}, dtype_), Home::host);
+  if (roles > 1) {
+    theta_k_ = add_buffer("theta_k", Tensor::zeros({heads_}, dtype_), Home::host);
+  }
+  ramp_ = add_buffer("ramp", Tensor::zeros({heads_}, DType::i32), Home::host);
+  k_ = add_buffer("k", Tensor::full({1}, static_cast<double>(c.k), DType::i64), Home::host);
+  steps_ = add_buffer("steps", Tensor::zeros({1}, DType::i64), Home::host);
   if (c.frozen_router) {
     for (const Variable& v : {U_, w_, lambda_}) {
       if (v.defined()) v.set_requires_grad(false);
@@ -97,13 +99,18 @@ void Router::index_gates() const {
 ops::GateTensors Router::table() const {
   if (head_of_gate_.version() != indexed_version_) index_gates();
   const bool prototypes = lambda_.defined();
+  const Device device = w_.device();
   return {w_.value(),
           prototypes ? p_ : Tensor(),
           prototypes ? lambda_.value() : Tensor(),
-          mass_,
-          order_,
-          head_begin_,
+          mass_there_.of(mass_, device),
+          order_there_.of(order_, device),
+          head_begin_there_.of(head_begin_, device),
           most_gates_};
+}
+
+const Tensor& Router::theta(Role role, Device device) const {
+  return theta_there_[static_cast<std::size_t>(role)].of(theta(role), device);
 }
 
 Variable Router::project(const Variable& x) const {
@@ -133,13 +140,15 @@ GateState Router::gate_state() const {
 }
 
 void Router::replace(const RouterTables& t) {
-  w_.resize(t.gates.w);
-  p_ = t.gates.p;
-  N_ = t.gates.N;
-  P_ = t.gates.P;
+  const Device device = w_.device();
+  const auto there = [&](const Tensor& x) { return x.defined() ? x.to(device) : x; };
+  w_.resize(there(t.gates.w));
+  p_ = there(t.gates.p);
+  N_ = there(t.gates.N);
+  P_ = there(t.gates.P);
+  starving_ = there(t.gates.starving);
   mass_ = t.gates.mass;
   head_of_gate_ = t.gates.head_of_gate;
-  starving_ = t.gates.starving;
   theta_q_ = t.theta_q;
   theta_k_ = t.theta_k;
   ramp_ = t.ramp;

@@ -2,9 +2,11 @@
 // router sees gates only, never what is behind them. Formulas: tensor/ops/routing.h.
 #pragma once
 
+#include <array>
 #include <vector>
 
 #include "aspa/config.h"
+#include "aspa/device_copy.h"
 #include "aspa/prototypes.h"
 #include "autograd/routing.h"
 #include "nn/module.h"
@@ -24,7 +26,8 @@ struct RouterTables {
 
 /// Parameters "U" [R, C], "w" [G, R], "lambda" []; buffers "p" [G, R], "N" [G], "P" [G, R],
 /// "mass" [G], "head_of_gate" [G], "starving" [G], "theta_q" and "theta_k" [Hr], "ramp" [Hr] (steps
-/// for which a new head still comes beside the k), "k" [], "steps" [].
+/// for which a new head still comes beside the k), "k" [], "steps" []. Of the buffers, p, N, P and
+/// starving go to a device; the others stay on the host.
 class Router : public Module {
  public:
   /// `init` draws U (std 1/√(3C), that of a plain linear layer), w (std 1/√R) and the first
@@ -33,6 +36,8 @@ class Router : public Module {
 
   /// f64 for a layer in f64, f32 otherwise.
   DType dtype() const { return dtype_; }
+  /// Where tokens are routed.
+  Device device() const { return w_.device(); }
   /// x [B, T, C] → x̃ = U x, [B·T, R].
   Variable project(const Variable& x) const;
   /// z [N, Hr] of projected tokens, without gradient.
@@ -45,8 +50,9 @@ class Router : public Module {
   ops::GateStatistics statistics(const Tensor& projected, const PackedRows& rows,
                                  const Tensor& share) const;
 
-  /// θ of a role, [Hr].
+  /// θ of a role, [Hr], on the host; and where the tokens are.
   const Tensor& theta(Role role) const { return role == Role::query ? theta_q_ : theta_k_; }
+  const Tensor& theta(Role role, Device device) const;
   /// Handles to the gate table, for prototypes and surgery.
   GateState gate_state() const;
   RouterTables tables() const { return {gate_state(), theta_q_, theta_k_, ramp_}; }
@@ -82,6 +88,8 @@ class Router : public Module {
   Variable w_;
   Variable lambda_;  // undefined without prototypes
   Tensor p_, N_, P_, mass_, head_of_gate_, starving_, theta_q_, theta_k_, ramp_, k_, steps_;
+  mutable DeviceCopy mass_there_, order_there_, head_begin_there_;
+  mutable std::array<DeviceCopy, kRoles> theta_there_;
   // Gates by head, derived from head_of_gate_ whenever that has changed (by surgery, by loading).
   mutable Tensor order_, head_begin_;
   mutable std::int64_t most_gates_ = 1;

@@ -1,11 +1,11 @@
 #include "aspa/salience.h"
 
 #include <algorithm>
-#include <cmath>
 #include <vector>
 
 #include "aspa/slider.h"
 #include "autograd/salience.h"
+#include "tensor/ops/select.h"
 
 namespace proteus {
 namespace {
@@ -25,8 +25,8 @@ Salience::Salience(const GatingConfig& c, Generator& init) : config_(c.salience)
   if (c.prototypes.enabled) {
     kappa_ = add_parameter("kappa", Tensor::scalar(1, dtype), Decay::no);
   }
-  tau_[0] = add_buffer("tau_q", Tensor::full({kLevels}, kUnset, DType::f64));
-  tau_[1] = add_buffer("tau_k", Tensor::full({kLevels}, kUnset, DType::f64));
+  tau_[0] = add_buffer("tau_q", Tensor::full({kLevels}, kUnset, DType::f64), Home::host);
+  tau_[1] = add_buffer("tau_k", Tensor::full({kLevels}, kUnset, DType::f64), Home::host);
 }
 
 Variable Salience::scores(const Variable& projected, const Tensor& p, const Tensor& nearest) const {
@@ -42,28 +42,26 @@ double Salience::threshold(Role role, double alpha) const {
   return (1 - part) * tau[below] + part * tau[below + 1];
 }
 
-Tensor Salience::keep_counts(Role role, const Tensor& scores, const Tensor& time, double alpha,
+Tensor Salience::keep_counts(Role role, const Tensor& scores, const TokenTimes& times, double alpha,
                              std::int64_t k, const Tensor& count) const {
-  const double tau = threshold(role, alpha);
-  Tensor out = Tensor::full({scores.numel()}, static_cast<double>(k), DType::i32);
-  if (count.defined()) out.copy_(count);
-  const Tensor host = scores.to(DType::f64);
-  for (std::int64_t n = 0; n < host.numel(); ++n) {
-    const bool guarded = time.data<std::int32_t>()[n] < config_.guard;
-    if (!guarded && !(host.data<double>()[n] > tau)) out.data<std::int32_t>()[n] = 0;
-  }
-  return out;
+  return ops::keep_counts(scores, {threshold(role, alpha), config_.guard, times.T}, k, count,
+                          times.at);
 }
 
 void Salience::collect(Role role, const Tensor& scores) {
-  std::vector<double> sorted = scores.to_vector();
-  if (sorted.empty()) return;
-  std::sort(sorted.begin(), sorted.end());
-  const auto r = static_cast<std::size_t>(role);
+  if (scores.numel() == 0) return;
+  std::array<std::int64_t, kLevels> ranks;
   for (int level = 0; level < kLevels; ++level) {
     const double share = 1 - slider::keep(level_alpha(level), config_.keep);
-    const double at = share * static_cast<double>(sorted.size() - 1);
-    sums_[r][static_cast<std::size_t>(level)] += sorted[static_cast<std::size_t>(at)];
+    const double at = share * static_cast<double>(scores.numel() - 1);
+    ranks[static_cast<std::size_t>(level)] = static_cast<std::int64_t>(at);
+  }
+  const auto r = static_cast<std::size_t>(role);
+  const Tensor quantiles = ops::order_statistics(scores, ranks);
+  if (sums_[r].defined()) {
+    sums_[r].add_(quantiles);
+  } else {
+    sums_[r] = quantiles;
   }
   ++batches_[r];
 }
@@ -71,10 +69,11 @@ void Salience::collect(Role role, const Tensor& scores) {
 void Salience::after_step(double rate) {
   for (std::size_t r = 0; r < kRoles; ++r) {
     if (batches_[r] == 0) continue;
+    const std::vector<double> sums = sums_[r].to_vector();
     double* tau = tau_[r].data<double>();
     for (int level = 0; level < kLevels; ++level) {
       const double quantile =
-          sums_[r][static_cast<std::size_t>(level)] / static_cast<double>(batches_[r]);
+          sums[static_cast<std::size_t>(level)] / static_cast<double>(batches_[r]);
       const double step = tau[level] == kUnset ? 1 : (1 - config_.ema) * rate;
       tau[level] += step * (quantile - tau[level]);
     }

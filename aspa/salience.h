@@ -13,8 +13,14 @@
 
 namespace proteus {
 
-/// Parameters "v" [R] and "kappa" [] (with prototypes); buffers "tau_q" and "tau_k" [5]: the
-/// thresholds of a role at α = 0, ¼, ½, ¾, 1.
+/// Parameters "v" [R] and "kappa" [] (with prototypes); buffers "tau_q" and "tau_k" [5], on
+/// the host: the thresholds of a role at α = 0, ¼, ½, ¾, 1.
+/// The position of token n within its sequence: at[n], or n mod T where that is undefined.
+struct TokenTimes {
+  std::int64_t T = 1;
+  Tensor at = {};  ///< i32 [N]
+};
+
 class Salience : public Module {
  public:
   static constexpr int kLevels = 5;
@@ -26,9 +32,8 @@ class Salience : public Module {
   Variable scores(const Variable& projected, const Tensor& p, const Tensor& nearest) const;
   /// τ of a role at this alpha, between two levels by a straight line.
   double threshold(Role role, double alpha) const;
-  /// `count` i32 [N] (k for all tokens if undefined) with 0 for the tokens that skip; `time` i32
-  /// [N] is each token's position within its sequence.
-  Tensor keep_counts(Role role, const Tensor& scores, const Tensor& time, double alpha,
+  /// `count` i32 [N] (k for all tokens if undefined) with 0 for the tokens that skip.
+  Tensor keep_counts(Role role, const Tensor& scores, const TokenTimes& times, double alpha,
                      std::int64_t k, const Tensor& count) const;
   /// Adds the quantiles of a batch; after_step() then moves τ by their mean.
   void collect(Role role, const Tensor& scores);
@@ -39,7 +44,7 @@ class Salience : public Module {
   Variable v_;
   Variable kappa_;  // undefined without prototypes
   std::array<Tensor, kRoles> tau_;
-  std::array<std::array<double, kLevels>, kRoles> sums_{};
+  std::array<Tensor, kRoles> sums_;  // f64 [kLevels] where the tokens are, undefined at first
   std::array<std::int64_t, kRoles> batches_{};
 };
 

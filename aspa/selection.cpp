@@ -2,12 +2,11 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
-
 #include "tensor/error.h"
 #include "tensor/ops/routing.h"
 
 namespace proteus {
+
 RoutedRows pack_selection(const Selection& selection, std::int64_t B, std::int64_t Hr,
                           const Tensor& visible) {
   RoutedRows out;
@@ -16,15 +15,6 @@ RoutedRows pack_selection(const Selection& selection, std::int64_t B, std::int64
   const ops::KeyRanges ranges = ops::key_ranges(out.query, out.key, visible);
   out.lo = ranges.lo;
   out.hi = ranges.hi;
-  return out;
-}
-
-Tensor row_positions(const PackedRows& rows) {
-  const std::int64_t T = rows.tokens() / std::max<std::int64_t>(1, rows.sequences());
-  Tensor out = Tensor::empty({rows.rows()}, DType::i32);
-  for (std::int64_t r = 0; r < rows.rows(); ++r) {
-    out.data<std::int32_t>()[r] = static_cast<std::int32_t>(rows.token.data<std::int32_t>()[r] % T);
-  }
   return out;
 }
 
@@ -51,11 +41,9 @@ void check_heads(Role role, const Tensor& heads, std::int64_t tokens, std::int64
 }
 
 AttentionPlan stream_plan(const RoutedRows& rows, std::int64_t anchors) {
-  const Tensor q_host = rows.query.offsets.to(kCpu);
-  const Tensor k_host = rows.key.offsets.to(kCpu);
-  const auto* q = q_host.data<std::int32_t>();
-  const auto* k = k_host.data<std::int32_t>();
-  const std::int64_t streams = q_host.numel() - 1;
+  const auto* q = rows.query.host_offsets.data<std::int32_t>();
+  const auto* k = rows.key.host_offsets.data<std::int32_t>();
+  const std::int64_t streams = rows.query.offsets.numel() - 1;
   Tensor segments = Tensor::zeros({streams, 8}, DType::i64);
   auto* segment = static_cast<AttentionSegment*>(segments.raw());
   for (std::int64_t s = 0; s < streams; ++s) {

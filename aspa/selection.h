@@ -34,6 +34,4 @@ RoutedRows pack_selection(const Selection& selection, std::int64_t B, std::int64
 /// The attention plan of the packed streams: one segment per (head, sequence).
 AttentionPlan stream_plan(const RoutedRows& rows, std::int64_t anchors);
 
-/// Raw time of every packed row, [rows] i32.
-Tensor row_positions(const PackedRows& rows);
 }  // namespace proteus

@@ -35,7 +35,7 @@ class Edit {
     for (Tensor* t : {&tables_.gates.w, &tables_.gates.p, &tables_.gates.N, &tables_.gates.P,
                       &tables_.gates.mass, &tables_.gates.head_of_gate, &tables_.gates.starving,
                       &tables_.theta_q, &tables_.theta_k, &tables_.ramp}) {
-      if (t->defined()) *t = t->clone();
+      if (t->defined()) *t = t->device() == kCpu ? t->clone() : t->to(kCpu);
     }
     for (const HeadTable& table : gating_.tables()) heads_.push_back(table.variable.value());
   }
@@ -80,7 +80,7 @@ class Edit {
   /// Head rows; a row without terms is a new head.
   void map_heads(const RowMap& rows) {
     for (std::size_t i = 0; i < heads_.size(); ++i) {
-      heads_[i] = map_rows(heads_[i], rows);
+      heads_[i] = map_rows(heads_[i].to(kCpu), rows);
       edits_.push_back({gating_.tables()[i].name, rows});
     }
     for (Tensor* t : {&tables_.theta_q, &tables_.theta_k, &tables_.ramp}) {

@@ -4,14 +4,12 @@
 //   scatter  a block owns a stretch of tokens × 64 columns and goes through the groups in order
 //   weight   a block is a tile of one group's matrix and goes through that group's rows in order,
 //            or through one of several parts of them, which are then added in order
-#include "tensor/ops/grouped_gemm.h"
-
-#include <cub/block/block_scan.cuh>
-
 #include <algorithm>
+#include <cub/block/block_scan.cuh>
 
 #include "cuda/grouped_tiles.cuh"
 #include "cuda/kernels.h"
+#include "tensor/ops/grouped_gemm.h"
 
 namespace proteus::cuda {
 namespace {
@@ -112,8 +110,8 @@ struct Stretches {
   std::int64_t count;   // in a sequence
 };
 
-// begins [sequences, stretches + 1, groups]: the first row of a group in each stretch of a sequence,
-// and the row after its last.
+// begins [sequences, stretches + 1, groups]: the first row of a group in each stretch of a
+// sequence, and the row after its last.
 __global__ void plan_stretches_kernel(GroupedScatter a, Stretches cut, std::int32_t* begins) {
   const std::int64_t i = thread_unit();
   if (i >= a.sequences * (cut.count + 1) * a.groups) return;
@@ -150,9 +148,8 @@ __global__ void __launch_bounds__(Tile::kThreads)
       const std::int64_t count = min(std::int64_t{Tile::kRows}, end - begin);
       typename Tile::Sums sums;
       multiply_by_group<Tile>(
-          a,
-          RowMatrix<T>{static_cast<const T*>(a.y) + begin * a.K, nullptr, a.K, count, a.K}, g, n0,
-          shared, sums);
+          a, RowMatrix<T>{static_cast<const T*>(a.y) + begin * a.K, nullptr, a.K, count, a.K}, g,
+          n0, shared, sums);
       Tile::each(sums, [&](int m, int n, const auto& run) {
         const std::int64_t inside = a.N - n0 - n;
         if (m >= count || inside <= 0) return;

@@ -59,7 +59,9 @@ struct FmaTile {
         }
       }
     }
-    __device__ static int across(int i) { return (static_cast<int>(threadIdx.x) + i * kThreads) / kWide; }
+    __device__ static int across(int i) {
+      return (static_cast<int>(threadIdx.x) + i * kThreads) / kWide;
+    }
     __device__ static int along() { return static_cast<int>(threadIdx.x) % kWide; }
     __device__ static int outer(int i) { return kRowsAlongK ? along() : across(i); }
     __device__ static int depth(int i) { return kRowsAlongK ? across(i) : along(); }

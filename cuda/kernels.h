@@ -10,10 +10,12 @@
   X(embedding)                   \
   X(gemm)                        \
   X(grouped_gemm)                \
+  X(keep)                        \
   X(loss)                        \
   X(norm)                        \
   X(optim)                       \
   X(pack)                        \
+  X(prototypes)                  \
   X(reduce)                      \
   X(rope)                        \
   X(routing)                     \

@@ -1,14 +1,12 @@
 // Packed rows on a GPU (tensor/ops/pack.h). The sort is a stable counting sort: sequences are cut
 // into chunks of time, the rows of every (head, chunk) are counted and summed up in that order, and
 // one warp per chunk then deals out the places, 32 slots at a time, in the order of the tokens.
-#include "tensor/ops/pack.h"
-
-#include <cub/device/device_scan.cuh>
-
 #include <algorithm>
+#include <cub/device/device_scan.cuh>
 
 #include "cuda/kernels.h"
 #include "cuda/rows.cuh"
+#include "tensor/ops/pack.h"
 
 namespace proteus::cuda {
 namespace {
@@ -37,6 +35,9 @@ struct Chunks {
 
 __global__ void check_heads_kernel(PackCount a) {
   const std::int64_t n = thread_unit();
+  const bool kept = n < a.tokens && a.heads[n * a.slots] != kNone;
+  const unsigned all = __ballot_sync(kAllLanes, kept);
+  if (lane() == 0 && all != 0) atomicAdd(a.kept, __popc(all));
   if (n >= a.tokens) return;
   std::int32_t last = -1;
   bool ended = false;
@@ -107,6 +108,7 @@ __global__ void offsets_kernel(PackCount a, Chunks chunks, const std::int32_t* s
 void count(const PackCount& a) {
   check(cudaMemsetAsync(a.invalid_token, 0xFF, sizeof(std::int32_t), current_stream()),
         "cudaMemsetAsync");
+  check(cudaMemsetAsync(a.kept, 0, sizeof(std::int32_t), current_stream()), "cudaMemsetAsync");
   const Chunks chunks(a.tokens, a.sequences, a.groups);
   launch("pack_count", check_heads_kernel, thread_blocks(a.tokens), kBlock, 0, a);
   const Storage space = scratch(starts_bytes(a.groups, chunks));
@@ -155,7 +157,8 @@ void fill(const PackFill& a) {
   auto* starts = static_cast<std::int32_t*>(space.data());
   row_starts("pack_fill", a.heads, a.slots, a.groups, chunks, starts);
   const auto shared = static_cast<std::size_t>(std::min(a.groups, kWindow)) * sizeof(std::int32_t);
-  launch("pack_fill", fill_kernel, static_cast<unsigned>(chunks.count), kWarp, shared, a, chunks, starts);
+  launch("pack_fill", fill_kernel, static_cast<unsigned>(chunks.count), kWarp, shared, a, chunks,
+         starts);
 }
 
 // Rows as `units` words each, a warp to a row.

@@ -1,21 +1,20 @@
 // Routing on a GPU (tensor/ops/routing.h has the formulas). Sums run in a fixed order: what a token
 // or a row gets depends on itself alone, and sums over rows are cut by sizes that the host knows.
-#include "tensor/ops/routing.h"
-
 #include <algorithm>
 #include <limits>
 
 #include "cuda/kernels.h"
 #include "cuda/rows.cuh"
+#include "tensor/ops/routing.h"
 #include "tensor/vmath.h"
 
 namespace proteus::cuda {
 namespace {
 
-// The logits of all heads: a block computes a tile of tokens × gates, z of the heads in it, and goes
-// on to the next gates. A tile begins with a head's first gate and holds whole heads, so that the
-// order in which a head is summed depends on nothing but its gates; a head too large for a tile is
-// cut from its first gate on.
+// The logits of all heads: a block computes a tile of tokens × gates, z of the heads in it, and
+// goes on to the next gates. A tile begins with a head's first gate and holds whole heads, so that
+// the order in which a head is summed depends on nothing but its gates; a head too large for a tile
+// is cut from its first gate on.
 constexpr int kTile = 64;
 constexpr int kDepth = 16;
 constexpr int kLogitThreads = 256;
@@ -110,7 +109,9 @@ __device__ void score_tile(const GateLogitsFwd& a, std::int64_t n0, std::int32_t
   const int t = threadIdx.x;
   __syncthreads();
   if (t < kTile) {
-    const std::int32_t g = a.gates.order[first + min(t, count - 1)];
+    // Past the tile's gates any gate will do: its scores are not looked at.
+    const std::int64_t at = first + max(0, min(t, count - 1));
+    const std::int32_t g = a.gates.order[min(at, a.gates.G - 1)];
     shared.gate[t] = g;
     shared.log_mass[t] = vmath::log(static_cast<const T*>(a.gates.mass)[g]);
   }
@@ -122,9 +123,8 @@ __device__ void score_tile(const GateLogitsFwd& a, std::int64_t n0, std::int32_t
     for (int m = t / kDepth; m < kTile; m += kLogitThreads / kDepth) {
       const bool real = r0 + k < R;
       const std::int64_t at = shared.gate[m] * R + r0 + k;
-      shared.chunk.x[k][m] = real && n0 + m < a.N
-                                 ? static_cast<const T*>(a.x)[(n0 + m) * R + r0 + k]
-                                 : T(0);
+      shared.chunk.x[k][m] =
+          real && n0 + m < a.N ? static_cast<const T*>(a.x)[(n0 + m) * R + r0 + k] : T(0);
       shared.chunk.w[k][m] = real ? static_cast<const T*>(a.gates.w)[at] : T(0);
       if constexpr (kPrototypes) {
         shared.chunk.p[k][m] = real ? static_cast<const T*>(a.gates.p)[at] : T(0);
@@ -139,9 +139,8 @@ __device__ void score_tile(const GateLogitsFwd& a, std::int64_t n0, std::int32_t
   for (int i = 0; i < 4; ++i) {
     for (int j = 0; j < 4; ++j) {
       const int gate = t % 16 * 4 + j;
-      shared.scores[token + i][gate] = sum[i][j] +
-                                       lambda * shared.inverse[token + i] * cosine[i][j] +
-                                       shared.log_mass[gate];
+      shared.scores[token + i][gate] =
+          sum[i][j] + lambda * shared.inverse[token + i] * cosine[i][j] + shared.log_mass[gate];
       if (a.nearest && gate < count) nearest.offer(i, cosine[i][j], shared.gate[gate]);
     }
   }
@@ -204,13 +203,12 @@ void gate_logits_typed(const GateLogitsFwd& a) {
   constexpr std::int64_t kBlocks = 264;
   constexpr std::int64_t kFewestHeads = 8;
   const std::int64_t tiles = ceil_div(a.N, std::int64_t{kTile});
-  const std::int64_t parts =
-      a.nearest ? 1
-                : std::clamp<std::int64_t>(ceil_div(kBlocks, tiles), 1,
-                                           ceil_div(a.gates.Hr, kFewestHeads));
+  const std::int64_t parts = a.nearest
+                                 ? 1
+                                 : std::clamp<std::int64_t>(ceil_div(kBlocks, tiles), 1,
+                                                            ceil_div(a.gates.Hr, kFewestHeads));
   const std::int64_t heads = ceil_div(a.gates.Hr, parts);
-  const dim3 grid(static_cast<unsigned>(tiles),
-                  static_cast<unsigned>(ceil_div(a.gates.Hr, heads)));
+  const dim3 grid(static_cast<unsigned>(tiles), static_cast<unsigned>(ceil_div(a.gates.Hr, heads)));
   launch("gate_logits_fwd", a.gates.p ? gate_logits_kernel<T, true> : gate_logits_kernel<T, false>,
          grid, kLogitThreads, 0, a, heads);
 }
@@ -457,14 +455,16 @@ template <class T>
 void gate_rows_bwd_typed(const GateRowsBwd& a) {
   if (a.dx) token_gradients<T>(a);
   if (!a.dw) return;
-  gate_sums<T>("gate_rows_bwd", {a.gates, static_cast<const T*>(a.x), static_cast<const T*>(a.share),
+  gate_sums<T>("gate_rows_bwd",
+               {a.gates, static_cast<const T*>(a.x), static_cast<const T*>(a.share),
                 static_cast<const T*>(a.dz), a.token, a.offsets, a.stride, a.width},
                a.rows, static_cast<T*>(a.dw), nullptr);
 }
 
 template <class T>
 void prototype_stats_typed(const PrototypeStats& a) {
-  gate_sums<T>("prototype_stats", {a.gates, static_cast<const T*>(a.x), static_cast<const T*>(a.share), nullptr,
+  gate_sums<T>("prototype_stats",
+               {a.gates, static_cast<const T*>(a.x), static_cast<const T*>(a.share), nullptr,
                 a.token, a.offsets, a.stride, a.width},
                a.rows, static_cast<T*>(a.weighted_sum), static_cast<T*>(a.weight_sum));
 }

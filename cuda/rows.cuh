@@ -13,9 +13,7 @@ __device__ inline int warp_of_block() { return static_cast<int>(threadIdx.x) / k
 
 /// Blocks of kBlock threads that have a thread, or a warp, for each of `n` units; and this thread's
 /// or warp's unit.
-inline unsigned thread_blocks(std::int64_t n) {
-  return static_cast<unsigned>(ceil_div(n, kBlock));
-}
+inline unsigned thread_blocks(std::int64_t n) { return static_cast<unsigned>(ceil_div(n, kBlock)); }
 inline unsigned warp_blocks(std::int64_t n) {
   return static_cast<unsigned>(ceil_div(n, kBlock / kWarp));
 }

@@ -1,10 +1,9 @@
 // Token salience on a GPU (tensor/ops/salience.h), a warp to a token.
-#include "tensor/ops/salience.h"
-
 #include <algorithm>
 
 #include "cuda/kernels.h"
 #include "cuda/rows.cuh"
+#include "tensor/ops/salience.h"
 
 namespace proteus::cuda {
 namespace {
@@ -42,8 +41,8 @@ template <class T>
 __global__ void salience_kernel(SalienceFwd a) {
   const std::int64_t n = warp_unit();
   if (n >= a.N) return;
-  const Products<T> dot = products(static_cast<const T*>(a.x) + n * a.R,
-                                   static_cast<const T*>(a.v), prototype<T>(a, n), a.R);
+  const Products<T> dot = products(static_cast<const T*>(a.x) + n * a.R, static_cast<const T*>(a.v),
+                                   prototype<T>(a, n), a.R);
   T s = dot.v;
   if (a.p) s += *static_cast<const T*>(a.kappa) * dot.cosine;
   if (lane() == 0) static_cast<T*>(a.s)[n] = s;

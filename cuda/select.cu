@@ -1,12 +1,11 @@
-// Selection on a GPU (tensor/ops/select.h), a warp to a row. Values become unsigned keys of the same
-// order; the k-th largest key is found bit by bit, by counting, and what lies above it is taken in
-// the order of the columns.
-#include "tensor/ops/select.h"
-
+// Selection on a GPU (tensor/ops/select.h), a warp to a row. Values become unsigned keys of the
+// same order; the k-th largest key is found bit by bit, by counting, and what lies above it is
+// taken in the order of the columns.
 #include <limits>
 
 #include "cuda/kernels.h"
 #include "cuda/rows.cuh"
+#include "tensor/ops/select.h"
 #include "tensor/vmath.h"
 
 namespace proteus::cuda {
@@ -22,9 +21,7 @@ struct KeyOf<float> {
 template <>
 struct KeyOf<double> {
   using Key = unsigned long long;
-  __device__ static Key bits(double v) {
-    return static_cast<Key>(__double_as_longlong(v));
-  }
+  __device__ static Key bits(double v) { return static_cast<Key>(__double_as_longlong(v)); }
 };
 template <class T>
 using Key = typename KeyOf<T>::Key;
@@ -43,7 +40,9 @@ template <class T, int kItems>
 class Row {
  public:
   __device__ Row(const void* scores, const void* theta, std::int64_t n, std::int64_t H)
-      : scores_(static_cast<const T*>(scores) + n * H), theta_(static_cast<const T*>(theta)), H_(H) {
+      : scores_(static_cast<const T*>(scores) + n * H),
+        theta_(static_cast<const T*>(theta)),
+        H_(H) {
 #pragma unroll
     for (int c = 0; c < kItems; ++c) {
       const std::int64_t h = c * kWarp + lane();
@@ -69,9 +68,7 @@ class Row {
   }
 
  private:
-  __device__ T read(std::int64_t h) const {
-    return theta_ ? scores_[h] - theta_[h] : scores_[h];
-  }
+  __device__ T read(std::int64_t h) const { return theta_ ? scores_[h] - theta_[h] : scores_[h]; }
 
   const T* scores_;
   const T* theta_;
@@ -95,9 +92,7 @@ __global__ void topk_kernel(TopkFwd a) {
   }
   const std::int64_t most = a.count ? a.count[n] : a.k;
   const std::int64_t k = most < 0 ? 0 : min(most, a.k);
-  const auto competes = [&](std::int64_t h, bool real) {
-    return real && !(a.extra && a.extra[h]);
-  };
+  const auto competes = [&](std::int64_t h, bool real) { return real && !(a.extra && a.extra[h]); };
   Key<T> bound = 0;  // the k-th largest key
   for (int bit = sizeof(T) * 8 - 1; bit >= 0 && k > 0; --bit) {
     const Key<T> tried = bound | Key<T>{1} << bit;
@@ -119,9 +114,9 @@ __global__ void topk_kernel(TopkFwd a) {
     const Key<T> key = key_of(value);
     const unsigned ties = __ballot_sync(kAllLanes, competes(h, real) && key == bound);
     // An extra column comes in where it is above the least of the k.
-    const bool chosen = k > 0 && real &&
-                        (key > bound || (competes(h, real) && key == bound &&
-                                         __popc(ties & before) < equal));
+    const bool chosen =
+        k > 0 && real &&
+        (key > bound || (competes(h, real) && key == bound && __popc(ties & before) < equal));
     equal = max(std::int64_t{0}, equal - __popc(ties));
     const unsigned all = __ballot_sync(kAllLanes, chosen);
     if (chosen) heads[size + __popc(all & before)] = static_cast<std::int32_t>(h);

@@ -40,6 +40,17 @@ void Module::set_training(bool on) {
   for (const auto& [name, child] : children_) child->set_training(on);
 }
 
+void Module::to(Device device) const {
+  for (const Parameter& p : own_parameters_) {
+    p.variable.zero_grad();
+    p.variable.value().storage()->move_to(device);
+  }
+  for (std::size_t i = 0; i < own_buffers_.size(); ++i) {
+    if (homes_[i] == Home::device) own_buffers_[i].tensor.storage()->move_to(device);
+  }
+  for (const auto& [name, child] : children_) child->to(device);
+}
+
 void Module::zero_grad() const {
   for (const Parameter& p : parameters()) p.variable.zero_grad();
 }
@@ -56,8 +67,9 @@ void Module::replace_buffer(const std::string& name, Tensor value) {
   }
 }
 
-Tensor Module::add_buffer(const std::string& name, Tensor value) {
+Tensor Module::add_buffer(const std::string& name, Tensor value, Home home) {
   own_buffers_.push_back({name, value});
+  homes_.push_back(home);
   return value;
 }
 

@@ -38,15 +38,21 @@ class Module {
   /// Training mode switches dropout and the collection of routing statistics on.
   void set_training(bool on);
   bool training() const { return training_; }
+  /// Moves parameters and buffers to a device, but for the buffers that stay on the host. Handles
+  /// on them move along; gradients are dropped. Optimizers are made afterwards.
+  void to(Device device) const;
   void zero_grad() const;
 
  protected:
   enum class Decay { yes, no };
+  /// Where a buffer lives when the module is on another device: there too, or still on the CPU,
+  /// because host code reads it all the time.
+  enum class Home { device, host };
 
   /// Registers a leaf that requires a gradient and returns a handle to it.
   Variable add_parameter(const std::string& name, Tensor value, Decay decay = Decay::yes);
   /// Registers state that training writes in place; the handle shares its data.
-  Tensor add_buffer(const std::string& name, Tensor value);
+  Tensor add_buffer(const std::string& name, Tensor value, Home home = Home::device);
   /// Puts another tensor in a registered buffer's place, where its shape changes.
   void replace_buffer(const std::string& name, Tensor value);
   template <class T>
@@ -62,6 +68,7 @@ class Module {
 
   std::vector<Parameter> own_parameters_;
   std::vector<Buffer> own_buffers_;
+  std::vector<Home> homes_;  // of own_buffers_
   std::vector<std::pair<std::string, std::unique_ptr<Module>>> children_;
   bool training_ = true;
 };

@@ -58,7 +58,7 @@ Variable Transformer::hidden(const Tensor& tokens) {
     throw ShapeError("transformer.hidden(tokens): tokens: expected [B, T], got " +
                      to_string(tokens.shape()));
   }
-  Variable x = embedding_->forward(tokens);
+  Variable x = embedding_->forward(tokens.to(head_weight().device()));
   if (training()) x = dropout(x, config_.dropout, generator_);
   for (Block* block : blocks_) {
     if (config_.recompute) {

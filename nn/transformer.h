@@ -57,7 +57,7 @@ class Transformer : public Module {
   Transformer(const TransformerConfig& config, const AttentionFactory& make_attention,
               const FeedForwardFactory& make_feed_forward = {});
 
-  /// tokens i32 or i64 [B, T] → the final norm's output [B, T, C].
+  /// tokens i32 or i64 [B, T], on any device → the final norm's output [B, T, C].
   Variable hidden(const Tensor& tokens);
   /// Mean cross-entropy in nats over targets that are not `ignore`; targets [B, T].
   Variable loss(const Tensor& tokens, const Tensor& targets, std::int64_t ignore = -100);

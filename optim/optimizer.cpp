@@ -98,8 +98,10 @@ void Optimizer::map_rows(const std::vector<RowEdit>& edits) {
     const auto i = static_cast<std::size_t>(at - parameters_.begin());
     for (State& s : state_) {
       Tensor& old = s.tensors[i];
-      mapped.push_back({&old, s.moment == Moment::first ? proteus::map_rows(old, edit.map)
-                                                        : squared_rows(old, edit.map)});
+      const Tensor host = old.to(kCpu);
+      const Tensor value = s.moment == Moment::first ? proteus::map_rows(host, edit.map)
+                                                     : squared_rows(host, edit.map);
+      mapped.push_back({&old, value.to(old.device())});
     }
   }
   for (Mapped& m : mapped) *m.place = std::move(m.value);

@@ -5,6 +5,7 @@
 #include <bit>
 #include <mutex>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "tensor/error.h"
@@ -96,6 +97,16 @@ Storage::Storage(std::size_t bytes, Device device)
   std::lock_guard lock(pool().mutex);
   stats.live_bytes += static_cast<std::int64_t>(bytes_);
   stats.peak_bytes = std::max(stats.peak_bytes, stats.live_bytes);
+}
+
+void Storage::move_to(Device device) {
+  if (device == device_) return;
+  Storage there(bytes_, device);
+  copy_bytes(there.data_, device, data_, device_, bytes_);
+  std::swap(data_, there.data_);
+  std::swap(capacity_, there.capacity_);
+  std::swap(device_, there.device_);
+  bump_version();
 }
 
 Storage::~Storage() {

@@ -36,6 +36,9 @@ class Storage {
   void* data() const { return data_; }
   std::size_t bytes() const { return bytes_; }
   Device device() const { return device_; }
+  /// Moves the bytes to another device, for every tensor that shares them; counts as a change.
+  void move_to(Device device);
+
   std::uint64_t version() const { return version_; }
   void bump_version() { ++version_; }
 

@@ -10,6 +10,7 @@
 
 #include "tensor/error.h"
 #include "train/checkpoint.h"
+#include "train/device.h"
 #include "train/gates.h"
 #include "train/signals.h"
 
@@ -207,13 +208,15 @@ Task text_task(const Options& options, const Dataset& dataset, std::uint64_t see
 RunResult run_session(const Options& options, const Arm& arm, const Task& task,
                       const SessionConfig& config, RunFolder& folder, ProgressMode mode,
                       std::unique_ptr<Transformer>& model) {
-  reset_peak_memory(DeviceType::cpu);
+  const Device device = open_device(options.common.device);
+  reset_peak_memory(device.type);
   model = make_model(options, arm, task.vocab, config.seed);
   std::optional<Checkpoint> saved;
   if (config.resume) {
     saved = load_checkpoint(config.checkpoint);
     restore_model(*model, saved->model, config.checkpoint);  // before the optimizer takes shapes
   }
+  model->to(device);
   Trainer trainer(*model, trainer_config(options, config.seed), task.train);
   if (saved) trainer.restore(saved->optimizer, saved->state, config.checkpoint);
   Progress progress(config.label, options.training.steps, options.training.log_every, mode, stdout,
@@ -227,7 +230,7 @@ RunResult run_session(const Options& options, const Arm& arm, const Task& task,
   result.steps = trainer.steps_done();
   result.tokens_per_s = progress.tokens_per_second();
   result.routing = routing_summary(*model);
-  result.peak_memory_bytes = memory_stats(DeviceType::cpu).peak_bytes;
+  result.peak_memory_bytes = memory_stats(device.type).peak_bytes;
   return result;
 }
 

@@ -63,8 +63,8 @@ struct SessionConfig {
   bool resume = false;     ///< continue from the checkpoint
 };
 
-/// Trains a new model (or the checkpoint's) and leaves it in `model`. Log lines go to `folder`,
-/// progress to `mode`.
+/// Trains a new model (or the checkpoint's) on --device and leaves it in `model`, where it was
+/// trained. Log lines go to `folder`, progress to `mode`.
 RunResult run_session(const Options& options, const Arm& arm, const Task& task,
                       const SessionConfig& config, RunFolder& folder, ProgressMode mode,
                       std::unique_ptr<Transformer>& model);

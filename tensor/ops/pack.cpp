@@ -82,6 +82,8 @@ std::vector<std::int32_t> count_rows(const std::int32_t* heads, std::int64_t slo
 
 void pack_count_cpu(const PackCount& a) {
   const Chunks chunks(a.tokens, a.sequences, a.groups);
+  *a.kept = 0;
+  for (std::int64_t n = 0; n < a.tokens; ++n) *a.kept += a.heads[n * a.slots] != kNone ? 1 : 0;
   *a.invalid_token = first_invalid(a, chunks);
   if (*a.invalid_token != kNone) return;
   const auto counts = count_rows(a.heads, a.slots, a.groups, chunks);
@@ -255,22 +257,28 @@ PackedRows pack_rows(const Tensor& heads_any, std::int64_t groups, std::int64_t 
   PackedRows out;
   out.heads = heads;
   out.sequence_count = sequences;
-  out.offsets = Tensor::zeros({groups * sequences + 1}, DType::i32, device);
+  // What the host has to know lies together: reading it back is the one wait.
+  const Tensor counted = Tensor::zeros({groups * sequences + 3}, DType::i32, device);
+  const Tensor invalid = counted.slice(0, 0, 1);
+  const Tensor kept = counted.slice(0, 1, 2);
+  out.offsets = counted.slice(0, 2, counted.numel());
   out.row_of = Tensor::empty({tokens, slots}, DType::i32, device);
-  std::int64_t rows = 0;
   if (heads.numel() > 0) {
-    const Tensor invalid = Tensor::empty({1}, DType::i32, device);
     pack_count(device, {.heads = heads.data<std::int32_t>(),
                         .offsets = out.offsets.data<std::int32_t>(),
                         .invalid_token = invalid.data<std::int32_t>(),
+                        .kept = kept.data<std::int32_t>(),
                         .tokens = tokens,
                         .slots = slots,
                         .groups = groups,
                         .sequences = sequences});
-    const auto token = static_cast<std::int64_t>(invalid.item());
-    if (token >= 0) throw_invalid(heads, token, groups);
-    rows = static_cast<std::int64_t>(out.offsets.select(0, groups * sequences).item());
   }
+  const Tensor host = counted.to(kCpu);
+  const auto* numbers = host.data<std::int32_t>();
+  if (heads.numel() > 0 && numbers[0] >= 0) throw_invalid(heads, numbers[0], groups);
+  out.kept = numbers[1];
+  out.host_offsets = host.slice(0, 2, host.numel());
+  const std::int64_t rows = numbers[host.numel() - 1];
   out.token = Tensor::empty({rows}, DType::i32, device);
   out.time = Tensor::empty({rows}, DType::i32, device);
   if (heads.numel() == 0) return out;

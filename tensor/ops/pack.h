@@ -16,7 +16,9 @@ struct PackedRows {
   Tensor heads;    ///< i32 [N, k]: (token, slot) → head, ascending, −1 at the end where empty
   Tensor offsets;  ///< i32 [G·S + 1]: bounds of the rows of (head, sequence), head-major
   std::int64_t sequence_count = 1;
-  Tensor time;  ///< i32 [M]: row → position within its sequence
+  Tensor time;            ///< i32 [M]: row → position within its sequence
+  Tensor host_offsets;    ///< offsets on the CPU
+  std::int64_t kept = 0;  ///< tokens that have a row
 
   std::int64_t rows() const { return token.numel(); }
   std::int64_t tokens() const { return row_of.size(0); }
@@ -27,11 +29,12 @@ struct PackedRows {
 
 /// offsets [groups·sequences + 1] from heads [tokens, slots]. invalid_token [1] becomes the first
 /// token whose heads are not ascending in [0, groups) with −1 only at the end, or −1 if all are
-/// right; otherwise offsets are not written.
+/// right; otherwise offsets are not written. kept [1]: tokens whose first slot is not empty.
 struct PackCount {
   const std::int32_t* heads = nullptr;
   std::int32_t* offsets = nullptr;
   std::int32_t* invalid_token = nullptr;
+  std::int32_t* kept = nullptr;
   std::int64_t tokens = 0, slots = 0, groups = 0, sequences = 1;
 };
 extern Slot<PackCount> pack_count;

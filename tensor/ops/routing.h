@@ -40,9 +40,9 @@ struct GateLogitsFwd {
 };
 extern Slot<GateLogitsFwd> gate_logits_fwd;
 
-/// z [M] and share [M, width] of the packed rows (M = rows) only: row r is token[r], its head h the one with
-/// offsets[h·stride] <= r < offsets[(h + 1)·stride]. width is the most gates of a head; shares
-/// are in the order of its gates, unused ones 0.
+/// z [M] and share [M, width] of the packed rows (M = rows) only: row r is token[r], its head h the
+/// one with offsets[h·stride] <= r < offsets[(h + 1)·stride]. width is the most gates of a head;
+/// shares are in the order of its gates, unused ones 0.
 struct GateRowsFwd {
   const void* x = nullptr;
   GateTable gates;

@@ -2,6 +2,8 @@
 // of other rows enters.
 #pragma once
 
+#include <span>
+
 #include "tensor/slot.h"
 #include "tensor/tensor.h"
 
@@ -42,6 +44,37 @@ struct NucleusFwd {
 };
 extern Slot<NucleusFwd> nucleus_fwd;
 
+/// out [N]: count[n] (k where null), or 0 where scores[n] is not above tau and the token's position
+/// is not among the first `guard`. Positions are time [N], or n mod period where that is null.
+struct KeepCounts {
+  const void* scores = nullptr;
+  const std::int32_t* time = nullptr;
+  const std::int32_t* count = nullptr;
+  std::int32_t* out = nullptr;
+  std::int64_t N = 0;
+  std::int64_t period = 1;
+  std::int64_t guard = 0;
+  std::int64_t k = 0;
+  double tau = 0;
+  DType dtype = DType::f32;
+};
+extern Slot<KeepCounts> keep_counts;
+
+/// The most ranks of one call.
+constexpr int kMostRanks = 8;
+
+/// out [ranks], f64: the rank[i]-th smallest of the values x [N], from 0; NaN counts as the
+/// largest.
+struct OrderStatistics {
+  const void* x = nullptr;
+  double* out = nullptr;
+  std::int64_t N = 0;
+  std::int64_t rank[kMostRanks] = {};
+  int ranks = 0;
+  DType dtype = DType::f32;
+};
+extern Slot<OrderStatistics> order_statistics;
+
 namespace ops {
 
 /// scores [N, H] f32 or f64, any strides; theta [H] of the same dtype, or undefined; 1 ≤ k ≤ H.
@@ -59,6 +92,22 @@ Tensor topk_heads(const Tensor& scores, std::int64_t k, const Tensor& theta = {}
 /// f64; 0 < p ≤ 1, 0 ≤ k_min ≤ k_max ≤ H. Throws ShapeError, DTypeError, ConfigError.
 Tensor nucleus_counts(const Tensor& scores, double p, std::int64_t k_min, std::int64_t k_max,
                       const Tensor& theta = {});
+
+/// What decides which tokens enter at all: those of the first `guard` positions, and those whose
+/// score is above tau.
+struct Keep {
+  double tau = 0;
+  std::int64_t guard = 0;
+  std::int64_t period = 1;  ///< tokens of a sequence, where no positions are given
+};
+/// scores [N] f32 or f64 → i32 [N]: count[n] (i32 [N]; k where undefined) of those that enter, 0 of
+/// the others. time: i32 [N] positions, or undefined. Throws ShapeError, DTypeError.
+Tensor keep_counts(const Tensor& scores, const Keep& keep, std::int64_t k, const Tensor& count = {},
+                   const Tensor& time = {});
+
+/// f64 [ranks]: the values of x (f32 or f64) that have these ranks, 0 the smallest. Throws
+/// DTypeError, ShapeError for more than kMostRanks and for ranks outside [0, x.numel()).
+Tensor order_statistics(const Tensor& x, std::span<const std::int64_t> ranks);
 
 }  // namespace ops
 }  // namespace proteus

@@ -18,6 +18,7 @@
   X(gemm)                      \
   X(grouped_gemm)              \
   X(routing)                   \
+  X(prototypes)                \
   X(salience)                  \
   X(attention)                 \
   X(loss)                      \

@@ -62,10 +62,46 @@ OpCase nucleus_case(std::int64_t N, std::int64_t H, std::int64_t k_min, std::int
           .bytes = 4.0 * static_cast<double>(N * H)};
 }
 
+// Tokens enter by their position, or by their score.
+OpCase keep_case(std::int64_t N, std::int64_t period, bool with_count, bool with_time) {
+  OpCase out{.op = "keep_counts",
+             .variant = std::to_string(N) + " of period " + std::to_string(period) +
+                        (with_count ? " count" : "") + (with_time ? " time" : ""),
+             .slots = {"keep_counts"},
+             .inputs = {{.shape = {N}, .differentiable = false, .accumulation = true}},
+             .run = [=](const auto& v) {
+               const Tensor none;
+               const Tensor counts = ops::keep_counts(
+                   v[0].value(), {.tau = 0.3, .guard = 2, .period = period}, 5,
+                   with_count ? v[1].value() : none, with_time ? v[v.size() - 1].value() : none);
+               return Variable(counts.to(v[0].dtype()));
+             }};
+  if (with_count) out.inputs.push_back({.shape = {N}, .fill = Fill::index, .bound = 4});
+  if (with_time) out.inputs.push_back({.shape = {N}, .fill = Fill::index, .bound = 9});
+  return out;
+}
+
+OpCase ranks_case(std::int64_t N, const std::vector<std::int64_t>& ranks) {
+  return {.op = "order_statistics",
+          .variant = std::to_string(N) + " at " + std::to_string(ranks.size()),
+          .slots = {"order_statistics"},
+          .inputs = {{.shape = {N}, .differentiable = false, .accumulation = true}},
+          .run = [=](const auto& v) {
+            return Variable(ops::order_statistics(v[0].value(), ranks).to(v[0].dtype()));
+          }};
+}
+
 }  // namespace
 
 OpFamily select_family() {
   OpFamily family{"select", {}, {}};
+  for (const std::int64_t N : {1, 6, 131, 5000}) {
+    family.cases.push_back(keep_case(N, 6, false, false));
+    family.cases.push_back(keep_case(N, 1, true, true));
+    family.cases.push_back(keep_case(N, 7, true, false));
+    family.cases.push_back(ranks_case(N, {0, N / 2, N - 1}));
+  }
+  family.cases.push_back(keep_case(0, 3, false, false));
   for (const auto& [N, H, k] : std::vector<std::array<std::int64_t, 3>>{{1, 1, 1},
                                                                         {5, 4, 2},
                                                                         {130, 9, 3},
@@ -102,6 +138,14 @@ OpFamily select_family() {
     return scores;
   };
   family.errors = {
+      {"a rank that is not there",
+       [] { ops::order_statistics(Tensor::zeros({3}), std::vector<std::int64_t>{3}); },
+       "ShapeError",
+       "order_statistics(x, ranks): ranks: expected ranks in [0, 3) (= elements of x), got 3"},
+      {"keep with counts of other tokens",
+       [] { ops::keep_counts(Tensor::zeros({3}), {}, 1, Tensor::zeros({2}, DType::i32)); },
+       "ShapeError",
+       "keep_counts(scores, keep, k, count, time): count: expected [3] (= scores.shape), got [2]"},
       {"nucleus of no mass",
        [] {
          ops::nucleus_counts(Tensor::zeros({2, 3}), 0, 1, 2);

@@ -70,6 +70,7 @@ int run_duel(const Options& given) {
       if (entry.result.interrupted) {
         return say_interrupted("proteus train --resume --checkpoint " + config.checkpoint);
       }
+      model->to(kCpu);  // decoding runs there
       entry.sample = generate(*model, dataset.tokenizer(), options.sampling, seed).text;
       entries.push_back(std::move(entry));
       folder.write_summary(summary(options, dataset, entries));

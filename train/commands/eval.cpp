@@ -7,6 +7,7 @@
 #include "train/commands.h"
 #include "train/commands/model_file.h"
 #include "train/commands/text.h"
+#include "train/device.h"
 
 namespace proteus {
 
@@ -16,6 +17,7 @@ int run_eval(const Options& given) {
   options.model = loaded.options.model;
   options.aspa = loaded.options.aspa;
   const Dataset dataset = open_dataset(options, loaded.tokenizer);
+  loaded.model->to(open_device(options.common.device));
   RunFolder folder(options);
   const Task task = text_task(options, dataset, static_cast<std::uint64_t>(options.common.seed));
   const Evaluation e = task.evaluate(*loaded.model);

@@ -24,7 +24,7 @@ struct Score {
 
 Score score(Transformer& model, const Batch& batch) {
   const NoGradGuard no_grad;
-  const Tensor hidden = model.hidden(batch.inputs).value().contiguous();
+  const Tensor hidden = model.hidden(batch.inputs).value().to(kCpu).contiguous();
   const std::int64_t C = hidden.size(2);
   const auto* targets = batch.targets.data<std::int32_t>();
   std::vector<std::int64_t> rows;
@@ -37,7 +37,7 @@ Score score(Transformer& model, const Batch& batch) {
     const float* row = hidden.data<float>() + rows[static_cast<std::size_t>(r)] * C;
     std::copy(row, row + C, asked.data<float>() + r * C);
   }
-  const Tensor logits = ops::linear(asked, model.head_weight(), {});
+  const Tensor logits = ops::linear(asked, model.head_weight().to(kCpu), {});
   const std::int64_t V = logits.size(1);
   Score result{0, count};
   for (std::int64_t r = 0; r < count; ++r) {
