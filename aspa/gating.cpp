@@ -159,8 +159,13 @@ void Gating::collect(Role role, const RoleRouting& routing, const PackedRows& ro
   count(counts_[index(role)], rows);
   if (owner_) return owner_->collect(role, routing, rows, share);
   if (routing.salience.defined()) salience_->collect(role, routing.salience.value());
-  if (!config_.prototypes.enabled) return;
   const Tensor& projected = routing.projected.value();
+  if (config_.telemetry) {
+    const ScoreParts parts = router_.score_parts(projected, rows, share);
+    parts_.learned += parts.learned;
+    parts_.prototype += parts.prototype;
+  }
+  if (!config_.prototypes.enabled) return;
   const ops::GateStatistics sums = router_.statistics(projected, rows, share);
   if (!update_.weight_sum.defined()) {
     update_.weight_sum = sums.weight_sum;
@@ -197,6 +202,7 @@ void Gating::after_step(double rate) {
   report();
   counts_ = {};
   update_ = {};
+  parts_ = {};
   if (!owner_) control_density();
 }
 
@@ -239,6 +245,7 @@ void Gating::report() {
   telemetry_.steps = router_.steps();
   telemetry_.k = k();
   telemetry_.density = heads / roles / static_cast<double>(config_.routed_heads);
+  telemetry_.prototype_share = parts_.prototype_share();
 }
 
 void Gating::control_density() {
@@ -270,6 +277,7 @@ void Gating::restart() {
   config_.routed_heads = router_.theta(Role::query).numel();
   counts_ = {};
   update_ = {};
+  parts_ = {};
   probe_ = {};
   last_probe_ = {};
   refresh();

@@ -90,6 +90,8 @@ class Gating {
   /// Reports alpha and k anew.
   void refresh();
   const AspaTelemetry& telemetry() const { return telemetry_; }
+  /// Whether training passes measure what only reports need. At any time; decides nothing.
+  void set_telemetry(bool on) { config_.telemetry = on; }
 
   /// route() then returns these heads, i32 [N, k], until it is told undefined ones.
   void force(Role role, const Tensor& heads);
@@ -127,6 +129,7 @@ class Gating {
   std::vector<HeadTable> tables_;
   std::array<Count, kRoles> counts_;
   GateUpdate update_;
+  ScoreParts parts_;  // likewise
   std::array<Tensor, kRoles> forced_;
   bool probing_ = false;
   std::array<Tensor, kRoles> probe_;

@@ -151,6 +151,27 @@ void update_prototypes(const PrototypeConfig& config, const GateState& gates,
                        update.weighted_sum, config.ema, config.dead_share);
 }
 
+double prototype_drift(const Tensor& before, const Tensor& after) {
+  if (!before.defined() || !after.defined() || before.shape() != after.shape()) return -1;
+  const std::int64_t G = after.size(0);
+  const std::int64_t R = after.size(1);
+  const std::vector<double> a = before.to_vector();
+  const std::vector<double> b = after.to_vector();
+  double sum = 0;
+  for (std::int64_t g = 0; g < G; ++g) {
+    double dot = 0;
+    double aa = 0;
+    double bb = 0;
+    for (auto i = static_cast<std::size_t>(g * R); i < static_cast<std::size_t>((g + 1) * R); ++i) {
+      dot += a[i] * b[i];
+      aa += a[i] * a[i];
+      bb += b[i] * b[i];
+    }
+    sum += aa > 0 && bb > 0 ? 1 - dot / std::sqrt(aa * bb) : 0;
+  }
+  return G > 0 ? sum / static_cast<double>(G) : 0;
+}
+
 std::vector<std::int64_t> dead_gates(const PrototypeConfig& config, const GateState& gates) {
   std::vector<std::int64_t> dead;
   const Tensor host = gates.starving.to(kCpu);

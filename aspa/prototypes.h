@@ -33,6 +33,10 @@ struct GateUpdate {
   Tensor recent;        ///< [m, R] some of the tokens, to seed prototypes from
 };
 
+/// Mean of 1 − cos(p_g before, p_g after) over gates, both [G, R]; −1 where their numbers differ or
+/// one is undefined.
+double prototype_drift(const Tensor& before, const Tensor& after);
+
 /// A dead gate that came back as half of `source` (itself when it only got a new prototype).
 struct Revival {
   std::int64_t gate = 0;

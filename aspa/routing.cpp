@@ -27,6 +27,49 @@ Tensor unit_rows(const Tensor& t) {
   return Tensor::from(values, t.shape(), t.dtype());
 }
 
+constexpr std::int64_t kScoredTokens = 32;
+
+template <class T>
+double magnitude(const T* a, const T* b, std::int64_t R) {
+  T sum = 0;
+#pragma omp simd reduction(+ : sum)
+  for (std::int64_t r = 0; r < R; ++r) sum += a[r] * b[r];
+  return std::abs(static_cast<double>(sum));
+}
+
+// All tensors on the CPU.
+template <class T>
+ScoreParts parts_of(const ops::GateTensors& gates, const Tensor& projected, const PackedRows& rows,
+                    const Tensor& share) {
+  const std::int64_t N = projected.size(0);
+  const std::int64_t R = projected.size(1);
+  const std::int64_t sampled = std::min(N, kScoredTokens);
+  const auto* begin = gates.head_begin.data<std::int32_t>();
+  const bool prototypes = gates.p.defined();
+  const double lambda = prototypes ? std::abs(gates.lambda.item()) : 0;
+  ScoreParts sum;
+  for (std::int64_t i = 0; i < sampled; ++i) {
+    const std::int64_t n = i * N / sampled;
+    const T* x = projected.data<T>() + n * R;
+    const double norm = std::sqrt(magnitude(x, x, R));
+    const double cosine_scale = norm > 0 ? lambda / norm : 0;
+    for (std::int64_t slot = n * rows.slots(); slot < (n + 1) * rows.slots(); ++slot) {
+      const std::int32_t row = rows.row_of.data<std::int32_t>()[slot];
+      if (row < 0) break;
+      const std::int32_t h = rows.heads.data<std::int32_t>()[slot];
+      for (std::int32_t j = begin[h]; j < begin[h + 1]; ++j) {
+        const std::int64_t gate = gates.order.data<std::int32_t>()[j];
+        const auto weight =
+            static_cast<double>(share.data<T>()[row * share.size(1) + j - begin[h]]);
+        sum.learned += weight * magnitude(gates.w.data<T>() + gate * R, x, R);
+        if (!prototypes) continue;
+        sum.prototype += weight * cosine_scale * magnitude(gates.p.data<T>() + gate * R, x, R);
+      }
+    }
+  }
+  return sum;
+}
+
 }  // namespace
 
 Router::Router(const GatingConfig& c, Generator& init, int roles)
@@ -133,6 +176,21 @@ RowLogitsVar Router::row_logits(const Variable& projected, const PackedRows& row
 ops::GateStatistics Router::statistics(const Tensor& projected, const PackedRows& rows,
                                        const Tensor& share) const {
   return ops::gate_statistics(projected, table(), rows, share);
+}
+
+ScoreParts Router::score_parts(const Tensor& projected, const PackedRows& rows,
+                               const Tensor& share) const {
+  ops::GateTensors gates = table();
+  for (Tensor* t : {&gates.w, &gates.p, &gates.order, &gates.head_begin}) {
+    if (t->defined()) *t = t->to(kCpu);
+  }
+  PackedRows host = rows;
+  host.row_of = rows.row_of.to(kCpu);
+  host.heads = rows.heads.to(kCpu);
+  const Tensor x = projected.to(kCpu);
+  const Tensor s = share.to(kCpu);
+  return dtype_ == DType::f64 ? parts_of<double>(gates, x, host, s)
+                              : parts_of<float>(gates, x, host, s);
 }
 
 GateState Router::gate_state() const {

@@ -24,6 +24,18 @@ struct RouterTables {
   Tensor ramp;              ///< [Hr] i32
 };
 
+/// Where the scores s = w·x̃ + λ·cos(x̃, p) of a pass come from: sums of share·|part| over the gates
+/// of selected heads.
+struct ScoreParts {
+  double learned = 0;
+  double prototype = 0;
+
+  /// Of the prototypes; −1 where nothing was summed.
+  double prototype_share() const {
+    return learned + prototype > 0 ? prototype / (learned + prototype) : -1;
+  }
+};
+
 /// Parameters "U" [R, C], "w" [G, R], "lambda" []; buffers "p" [G, R], "N" [G], "P" [G, R],
 /// "mass" [G], "head_of_gate" [G], "starving" [G], "theta_q" and "theta_k" [Hr], "ramp" [Hr] (steps
 /// for which a new head still comes beside the k), "k" [], "steps" []. Of the buffers, p, N, P and
@@ -49,6 +61,10 @@ class Router : public Module {
   /// Σω and Σω·x̃ of selected rows.
   ops::GateStatistics statistics(const Tensor& projected, const PackedRows& rows,
                                  const Tensor& share) const;
+
+  /// Of up to 32 tokens, evenly spread: a sample that costs next to nothing.
+  ScoreParts score_parts(const Tensor& projected, const PackedRows& rows,
+                         const Tensor& share) const;
 
   /// θ of a role, [Hr], on the host; and where the tokens are.
   const Tensor& theta(Role role) const { return role == Role::query ? theta_q_ : theta_k_; }

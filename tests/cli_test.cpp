@@ -203,6 +203,36 @@ TEST(Cli, ARunFolderIsNotACheckpointButNamesIts) {
   EXPECT_EQ(run(folder, {"sample", "--checkpoint", "run/dense"}).code, 0);
 }
 
+TEST(Cli, EveryLoggedStepHasItsRouting) {
+  const TemporaryFolder folder;
+  folder.write("text", some_text(4000));
+  const Args data = {"--data", "text", "--steps", "5", "--log-every", "2", "--eval-every", "0"};
+  const Args train = joined(joined({"train"}, kSmall), data);
+  ASSERT_EQ(run(folder, joined(train, {"--model", "aspa", "--out", "aspa"})).code, 0);
+  std::vector<int> steps;
+  std::istringstream in(folder.read("aspa/metrics.jsonl"));
+  for (std::string text; std::getline(in, text);) {
+    const nlohmann::json line = nlohmann::json::parse(text);
+    if (!line.contains("routing")) continue;
+    EXPECT_EQ(line.at("arm"), "aspa");
+    steps.push_back(line.at("step"));
+    ASSERT_EQ(line.at("routing").size(), 1u);
+    const nlohmann::json& layer = line["routing"][0];
+    for (const char* key : {"layer", "alpha", "k", "density", "dead_gates", "lambda",
+                            "prototype_share", "prototype_drift", "query", "key"}) {
+      EXPECT_TRUE(layer.contains(key)) << key;
+    }
+    EXPECT_EQ(layer["prototype_drift"].is_null(), steps.size() == 1);
+    for (const char* key : {"load", "maxvio", "entropy", "heads", "kept"}) {
+      EXPECT_TRUE(layer["query"].contains(key)) << key;
+      EXPECT_TRUE(layer["key"].contains(key)) << key;
+    }
+  }
+  EXPECT_EQ(steps, (std::vector<int>{2, 4, 5}));
+  ASSERT_EQ(run(folder, joined(train, {"--model", "dense", "--out", "dense"})).code, 0);
+  EXPECT_EQ(folder.read("dense/metrics.jsonl").find("routing"), std::string::npos);
+}
+
 TEST(Cli, TopAReportsAgreementAndRefusesADenseModel) {
   const TemporaryFolder folder;
   folder.write("text", some_text(4000));

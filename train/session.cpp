@@ -12,6 +12,7 @@
 #include "train/checkpoint.h"
 #include "train/device.h"
 #include "train/gates.h"
+#include "train/routing_log.h"
 #include "train/signals.h"
 
 namespace proteus {
@@ -35,6 +36,7 @@ struct Session {
   RunResult result;
   double interval_loss = 0;  // summed since the last log line
   std::int64_t interval_steps = 0;
+  RoutingLog routing_log;
 
   void save() const {
     if (config.checkpoint.empty()) return;
@@ -66,6 +68,9 @@ struct Session {
     json["tokens_per_s"] = progress.tokens_per_second();
     add_routing(json);
     folder.log(json);
+    ordered_json detail = line();
+    detail["routing"] = routing_log.line(model);
+    if (!detail["routing"].is_null()) folder.log(detail);
   }
 
   void add_routing(ordered_json& json) const {
@@ -221,7 +226,7 @@ RunResult run_session(const Options& options, const Arm& arm, const Task& task,
   if (saved) trainer.restore(saved->optimizer, saved->state, config.checkpoint);
   Progress progress(config.label, options.training.steps, options.training.log_every, mode, stdout,
                     trainer.steps_done());
-  Session session{options, arm, task, config, folder, *model, trainer, progress, {}, 0, 0};
+  Session session{options, arm, task, config, folder, *model, trainer, progress, {}, 0, 0, {}};
   RunResult& result = session.result;
   result.name = arm.name;
   result.seed = config.seed;
