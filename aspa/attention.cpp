@@ -203,17 +203,19 @@ Variable AspaAttention::routed_forward(const Variable& x, const Variable& x_key)
   const PackedRows& key_rows = routed.rows.key;
   Variable gate;
   Variable key_bias;
+  BankJudgement judgement;
   if (gating_->gated()) {
     const RowLogitsVar query = router_->row_logits(routed.query.projected, query_rows);
     const RowLogitsVar key = router_->row_logits(routed.key.projected, key_rows);
     gate = gating_->open(config_.query_gate ? query.z : Variable(), routed.query, query_rows);
     key_bias = gating_->key_bias(config_.key_bias ? key.z : Variable(), routed.key, key_rows);
+    if (bank_slots() > 0) judgement = judge(routed.key, key_rows, key);
     if (training() && !recomputing()) {
       gating_->collect(Role::query, routed.query, query_rows, query.share);
       gating_->collect(Role::key, routed.key, key_rows, key.share);
     }
   }
-  Variable y = routed_values(x, x_key, routed.rows, key_bias);
+  Variable y = routed_values(x, x_key, routed.rows, key_bias, judgement);
   if (gate.defined()) y = scale_rows(y, gate);
   const Variable c = reshape(grouped_combine(y, weights_.o, query_rows), x.shape());
   if (watching_) keep_consensus(c.value(), last_outputs(y.value(), query_rows));
@@ -221,7 +223,8 @@ Variable AspaAttention::routed_forward(const Variable& x, const Variable& x_key)
 }
 
 Variable AspaAttention::routed_values(const Variable& x, const Variable& x_key,
-                                      const RoutedRows& rows, const Variable& key_bias) {
+                                      const RoutedRows& rows, const Variable& key_bias,
+                                      const BankJudgement& judgement) {
   const std::int64_t D = config_.head_width;
   const std::int64_t N = x.size(0) * x.size(1);
   const Variable tokens = reshape(x, {N, config_.width});
@@ -232,6 +235,8 @@ Variable AspaAttention::routed_values(const Variable& x, const Variable& x_key,
   Variable q = heads(tokens, weights_.q, rows.query);
   Variable k = heads(key_tokens, weights_.k, rows.key);
   const Variable v = heads(tokens, weights_.v, rows.key);
+  BankPlan bank;
+  if (bank_slots() > 0) bank = plan_bank(rows, k.value(), v.value(), judgement);
   if (rotated_width() > 0) {
     q = rope(q, rows.query.time, rotated_width());
     k = rope(k, rows.key.time, rotated_width());
@@ -239,8 +244,10 @@ Variable AspaAttention::routed_values(const Variable& x, const Variable& x_key,
   AttentionOptions options = attention_options();
   const bool sink = weights_.sink.defined() && config_.alpha > 0;
   if (sink) options.sink_scale = config_.alpha;
-  const Variable o = attention(q, k, v, key_bias, sink ? weights_.sink : Variable(),
-                               stream_plan(rows, config_.anchors), options);
+  const Variable sinks = sink ? weights_.sink : Variable();
+  const Variable o = bank_slots() > 0 ? bank_attention(q, k, v, key_bias, sinks, bank, options)
+                                      : attention(q, k, v, key_bias, sinks,
+                                                  stream_plan(rows, config_.anchors), options);
   return reshape(o, {rows.query.rows(), D});
 }
 
@@ -251,6 +258,7 @@ void AspaAttention::after_step(double rate) {
 void AspaAttention::force_selection(std::optional<Selection> selection) {
   gating().force(Role::query, selection ? selection->query : Tensor());
   gating().force(Role::key, selection ? selection->key : Tensor());
+  forced_bank_ = selection ? selection->bank : Tensor();
 }
 
 void AspaAttention::begin_probe() {
@@ -286,7 +294,8 @@ double AspaAttention::attention_flops_per_token(std::int64_t T) const {
   if (c.routed_heads > 0) {
     const auto Hr = static_cast<double>(c.routed_heads);
     const double entries = length * static_cast<double>(k()) / Hr;
-    pairs += Hr * visited_pairs(c.alpha, c.window, c.anchors, entries);
+    pairs += Hr * (bank_slots() > 0 ? bank_pairs(c, entries, length)
+                                    : visited_pairs(c.alpha, c.window, c.anchors, entries));
   }
   return 4 * static_cast<double>(c.head_width) * pairs / length;
 }

@@ -12,6 +12,7 @@
 #include <optional>
 #include <vector>
 
+#include "aspa/bank.h"
 #include "aspa/config.h"
 #include "aspa/gated.h"
 #include "aspa/selection.h"
@@ -78,6 +79,9 @@ class AspaAttention : public Attention, public Gated {
   Selection select(const Variable& x);
   /// Uses this selection instead of the router's until it is reset with nullopt.
   void force_selection(std::optional<Selection> selection);
+  /// Rows that the banks of the last forward pass held, i32 [streams, strides, M] (see
+  /// bank_select); undefined without a bank.
+  const Tensor& bank() const { return bank_; }
   /// Between begin_probe() and end_probe() the last selection is kept; end_probe() compares it with
   /// that of the previous probe (churn). A probe is run in evaluation mode on a fixed batch.
   void begin_probe();
@@ -93,6 +97,11 @@ class AspaAttention : public Attention, public Gated {
     RoleRouting query, key;
     RoutedRows rows;
   };
+  /// What decides which packed keys the bank keeps; undefined where there is none.
+  struct BankJudgement {
+    Tensor share;  // [rows, gates of a head]
+    Tensor score;  // orders like e = log σ(z) + log σ(S), [rows]
+  };
 
   void make_shared(double output_std, Generator& init);
   void make_routed(double output_std, Generator& init);
@@ -100,7 +109,13 @@ class AspaAttention : public Attention, public Gated {
   Variable routed_forward(const Variable& x, const Variable& x_key);
   Routed route(const Variable& x, const Variable& x_key);
   Variable routed_values(const Variable& x, const Variable& x_key, const RoutedRows& rows,
-                         const Variable& key_bias);
+                         const Variable& key_bias, const BankJudgement& judgement);
+  /// Slots of a head's bank at this alpha.
+  std::int64_t bank_slots() const;
+  BankJudgement judge(const RoleRouting& key, const PackedRows& rows,
+                      const RowLogitsVar& logits) const;
+  BankPlan plan_bank(const RoutedRows& rows, const Tensor& k, const Tensor& v,
+                     const BankJudgement& judgement);
   /// `last` are the heads of every sequence's last token.
   void keep_consensus(const Tensor& c, const std::vector<HeadOutputs>& last);
   /// The oldest of so many entries, other than anchors, that the newest query sees.
@@ -127,6 +142,8 @@ class AspaAttention : public Attention, public Gated {
   bool watching_ = false;
   std::optional<Consensus> consensus_;
   Tensor visible_;  // [T + 1] of visible_entries, for visible_alpha_
+  Tensor forced_bank_;
+  Tensor bank_;
   double visible_alpha_ = -1;
 };
 

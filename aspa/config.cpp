@@ -91,6 +91,10 @@ void AspaConfig::validate() const {
   if (shared_heads > 0) check.at_least("shared_window", shared_window, 1);
   check.at_least("anchors", anchors, 0);
   if (routed_heads > 0) check.at_least("window", window, 1);
+  check.at_least("bank.slots", bank.slots, 0);
+  check.at_least("bank.stride", bank.stride, 1);
+  check.within("bank.delta", bank.delta, 0, 1);
+  check.within("bank.delta_v", bank.delta_v, 0, 1);
   if (head_width % 2 != 0) {
     throw ConfigError(fmt::format(
         "aspa: head_width: expected an even number (rotary positions turn pairs), got {}",

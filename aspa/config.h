@@ -6,6 +6,7 @@
 
 #include "nn/mlp.h"
 #include "tensor/dtype.h"
+#include "tensor/ops/bank.h"
 
 namespace proteus {
 
@@ -45,6 +46,15 @@ struct SalienceConfig {
   double ema = 0.99;       ///< weight of the past in the thresholds
 
   bool enabled() const { return keep < 1; }
+};
+
+/// Entries that stay visible after they left the packed window (aspa/bank.h).
+struct BankConfig {
+  std::int64_t slots = 0;     ///< M per routed head and sequence, at α = 1; 0 turns it off
+  std::int64_t stride = 256;  ///< raw time between refreshes
+  double delta = 0.9;         ///< keys are alike above this cosine
+  double delta_v = 0.9;       ///< values
+  BankEviction eviction = BankEviction::score;
 };
 
 /// The density controller (aspa/controllers.h): moves k towards a share of heads that tokens enter.
@@ -97,6 +107,7 @@ struct AspaConfig : GatingConfig {
   bool query_gate = true;           ///< routed outputs are multiplied by (1−α) + α·2σ(z^Q)
   bool key_bias = true;             ///< routed keys carry α·log σ(z^K)
   RopeSpan routed_rope = RopeSpan::half;
+  BankConfig bank;
   double dropout = 0;  ///< of the attention weights
 
   std::int64_t heads() const { return shared_heads + routed_heads; }

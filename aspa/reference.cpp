@@ -5,6 +5,7 @@
 #include <functional>
 #include <numeric>
 
+#include "aspa/reference_bank.h"
 #include "aspa/slider.h"
 #include "autograd/elementwise.h"
 #include "autograd/gemm.h"
@@ -73,6 +74,20 @@ Variable masked_attention(const Variable& q, const Variable& k, const Variable& 
     total = add(total, constant(empty, {pairs[0], pairs[1], pairs[2], 1}, dtype));
   }
   return div(matmul(weights, v), total);
+}
+
+// w_g·x̃ + λ·cos(x̃, p_g), [B·T, G].
+Variable gate_scores(const Gating& gating, const Variable& x) {
+  const Router& router = gating.router();
+  const GateState gates = router.gate_state();
+  const DType dtype = router.dtype();
+  const std::int64_t R = gates.w.size(1);
+  const Variable projected = reshape(linear(x, router.direction()), {x.size(0) * x.size(1), R});
+  const Variable scores = matmul(projected, router.gate_weight(), false, true);
+  if (!gating.config().prototypes.enabled) return scores;
+  const Variable norm = sqrt(matmul(mul(projected, projected), ones({R, 1}, dtype)));
+  const Variable cosine = matmul(div(projected, norm), Variable(gates.p), false, true);
+  return add(scores, mul(cosine, router.lambda()));
 }
 
 class Reference {
@@ -230,26 +245,63 @@ class Reference {
     return mask;
   }
 
-  // The last W entries of the stream at or before t, and its first A.
-  std::vector<double> visible(const std::vector<double>& queries,
-                              const std::vector<double>& keys) const {
+  // The last W entries of the stream at or before t, and its first A; with a bank everything from
+  // the first entry that was not yet offered, and what the bank holds.
+  std::vector<double> visible(const std::vector<double>& queries, const std::vector<double>& keys,
+                              const Variable& k, const Variable& v) const {
+    const bool banked = slider::bank_slots(config_.alpha, config_.bank.slots) > 0;
+    const auto judged = banked ? judge(k, v) : ReferenceBank::Keys();
     std::vector<double> allowed;
     for (std::int64_t bh = 0; bh < B_ * config_.routed_heads; ++bh) {
       const double* is_query = queries.data() + bh * T_;
       const double* is_key = keys.data() + bh * T_;
+      ReferenceBank bank(config_, judged, bh, T_, is_key);
       for (std::int64_t t = 0; t < T_; ++t) {
         const auto n = static_cast<std::int64_t>(std::accumulate(is_key, is_key + t + 1, 0.0));
-        const std::int64_t first = n - slider::window(config_.alpha, config_.window, n);
+        if (banked) bank.advance(t);
+        const std::int64_t first =
+            banked ? bank.offered() : n - slider::window(config_.alpha, config_.window, n);
         std::int64_t entry = 0;
         for (std::int64_t j = 0; j < T_; ++j) {
           const bool here = is_query[t] > 0 && is_key[j] > 0 && j <= t &&
-                            (entry >= first || entry < config_.anchors);
+                            (entry >= first || entry < config_.anchors || bank.holds(j));
           allowed.push_back(here ? 1.0 : 0.0);
           if (is_key[j] > 0) ++entry;
         }
       }
     }
     return allowed;
+  }
+
+  ReferenceBank::Keys judge(const Variable& k, const Variable& v) const {
+    const std::int64_t Hr = config_.routed_heads;
+    ReferenceBank::Keys out{k.value().to_vector(),
+                            v.value().to_vector(),
+                            log_sigmoid(by_head(gate_logits(x_key_))).value().to_vector(),
+                            {}};
+    const auto scores = gate_scores(layer_.gating(), x_key_).value().to_vector();
+    const GateState gates = layer_.router().gate_state();
+    const auto mass = gates.mass.to_vector();
+    const auto heads = gates.head_of_gate.to_vector();
+    const auto salience_score = layer_.salience()
+                                    ? log_sigmoid(salience(x_key_)).value().to_vector()
+                                    : std::vector<double>(static_cast<std::size_t>(B_ * T_), 0.0);
+    for (std::int64_t i = 0; i < B_ * Hr * T_; ++i) {
+      const auto token = static_cast<std::size_t>(i / (Hr * T_) * T_ + i % T_);
+      out.score[static_cast<std::size_t>(i)] += salience_score[token];
+      std::int64_t best = -1;
+      double most = 0;
+      for (std::size_t g = 0; g < mass.size(); ++g) {
+        if (static_cast<std::int64_t>(heads[g]) != i / T_ % Hr) continue;
+        const double share = mass[g] * std::exp(scores[token * mass.size() + g]);
+        if (best < 0 || share > most) {
+          best = static_cast<std::int64_t>(g);
+          most = share;
+        }
+      }
+      out.gate.push_back(best);
+    }
+    return out;
   }
 
   Variable routed(const Selection& selection) const {
@@ -276,9 +328,10 @@ class Reference {
     if (gated && weights_.sink.defined()) {
       sink = reshape(scale(exp(weights_.sink), config_.alpha), {1, Hr, 1, 1});
     }
-    Variable o = masked_attention(rotated(heads(x_, weights_.q), width),
-                                  rotated(heads(x_key_, weights_.k), width), heads(x_, weights_.v),
-                                  visible(queries, keys), bias, sink);
+    const Variable k = heads(x_key_, weights_.k);
+    const Variable v = heads(x_, weights_.v);
+    Variable o = masked_attention(rotated(heads(x_, weights_.q), width), rotated(k, width), v,
+                                  visible(queries, keys, k, v), bias, sink);
     Variable gate;
     if (gated && config_.query_gate) gate = scale(sigmoid(by_head(gate_logits(x_))), 2);
     if (gated && layer_.salience()) {
@@ -317,27 +370,16 @@ class Reference {
 }  // namespace
 
 Variable reference_logits(const Gating& gating, const Variable& x) {
-  const GatingConfig& config = gating.config();
-  const Router& router = gating.router();
-  const GateState gates = router.gate_state();
-  const DType dtype = router.dtype();
+  const GateState gates = gating.router().gate_state();
   const std::int64_t G = gates.w.size(0);
-  const std::int64_t R = gates.w.size(1);
-  const Variable projected = reshape(linear(x, router.direction()), {x.size(0) * x.size(1), R});
-  Variable scores = matmul(projected, router.gate_weight(), false, true);
-  if (config.prototypes.enabled) {
-    const Variable norm = sqrt(matmul(mul(projected, projected), ones({R, 1}, dtype)));
-    const Variable cosine = matmul(div(projected, norm), Variable(gates.p), false, true);
-    scores = add(scores, mul(cosine, router.lambda()));
-  }
-  std::vector<double> mass(static_cast<std::size_t>(G * config.routed_heads), 0.0);
+  const std::int64_t Hr = gating.config().routed_heads;
+  std::vector<double> mass(static_cast<std::size_t>(G * Hr), 0.0);
   const auto masses = gates.mass.to_vector();
   const auto heads = gates.head_of_gate.to_vector();
   for (std::size_t g = 0; g < masses.size(); ++g) {
-    mass[g * static_cast<std::size_t>(config.routed_heads) + static_cast<std::size_t>(heads[g])] =
-        masses[g];
+    mass[g * static_cast<std::size_t>(Hr) + static_cast<std::size_t>(heads[g])] = masses[g];
   }
-  return log(matmul(exp(scores), constant(mass, {G, config.routed_heads}, dtype)));
+  return log(matmul(exp(gate_scores(gating, x)), constant(mass, {G, Hr}, gating.router().dtype())));
 }
 
 Variable reference_forward(const GatedMlp& layer, const Variable& x, const Tensor& selected) {

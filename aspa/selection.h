@@ -13,6 +13,7 @@ namespace proteus {
 struct Selection {
   Tensor query;
   Tensor key;
+  Tensor bank{};  ///< rows in the bank at every stride (see bank_select); undefined: as they fall
 };
 
 /// The packed streams of both roles, and the keys that each packed query sees (see KeyRangesFwd).

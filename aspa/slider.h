@@ -28,6 +28,11 @@ inline std::int64_t window(double alpha, std::int64_t w, std::int64_t n) {
 /// Share of the tokens that enter routed heads at all: keep^α.
 inline double keep(double alpha, double keep_at_one) { return std::pow(keep_at_one, alpha); }
 
+/// Slots of a head's bank: round(α·M).
+inline std::int64_t bank_slots(double alpha, std::int64_t M) {
+  return std::llround(alpha * static_cast<double>(M));
+}
+
 /// Gates, key bias and sink are scaled by α; a query gate blends from 1 to g.
 inline double blend(double alpha, double g) { return (1 - alpha) + alpha * g; }
 

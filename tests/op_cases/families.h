@@ -14,12 +14,14 @@
   X(dropout)                   \
   X(rope)                      \
   X(pack)                      \
+  X(take)                      \
   X(select)                    \
   X(gemm)                      \
   X(grouped_gemm)              \
   X(routing)                   \
   X(prototypes)                \
   X(salience)                  \
+  X(bank)                      \
   X(attention)                 \
   X(loss)                      \
   X(optim)
