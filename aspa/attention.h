@@ -30,6 +30,8 @@ struct AspaWeights {
   Variable mu;
 };
 
+struct BankUse;
+
 class AspaAttention : public Attention, public Gated {
  public:
   /// `generator` draws dropout masks and must outlive the layer; `init` draws the weights. Throws
@@ -39,7 +41,7 @@ class AspaAttention : public Attention, public Gated {
   /// In training mode it also sums what after_step() needs; a recomputation by checkpoint() does
   /// not, and reuses the selection.
   Variable forward(const Variable& x) override;
-  std::unique_ptr<AttentionState> make_state() const override;
+  std::unique_ptr<AttentionState> make_state(CacheType cache) const override;
   /// Throws ConfigError with a forced selection.
   Tensor step(const Tensor& x, std::span<AttentionState* const> states) override;
   /// Counts the (query, key) pairs that are visited; streams of routed heads are taken to hold
@@ -92,10 +94,23 @@ class AspaAttention : public Attention, public Gated {
   /// Throws ConfigError before a watched pass.
   const Consensus& consensus() const;
 
+  /// A row of a decoding step and a head that it enters.
+  struct StepPair {
+    std::int64_t row;
+    std::int64_t head;
+  };
+
  private:
   struct Routed {
     RoleRouting query, key;
     RoutedRows rows;
+  };
+  /// What one decoding step of rows [B] was routed to.
+  struct StepChoice {
+    std::array<Tensor, kRoles> heads;     // i32 [B, k]
+    std::array<Tensor, kRoles> z;         // [B, Hr], undefined where gates are off
+    std::array<Tensor, kRoles> salience;  // [B], undefined where every token is kept
+    std::vector<std::int32_t> key_gates;  // main_gates() of the keys, empty without a bank
   };
   /// What decides which packed keys the bank keeps; undefined where there is none.
   struct BankJudgement {
@@ -122,12 +137,19 @@ class AspaAttention : public Attention, public Gated {
   std::int64_t first_seen(std::int64_t window, std::int64_t entries) const;
   Tensor shared_step(const Tensor& x, const Tensor& x_key, std::span<AttentionState* const> states);
   Tensor routed_step(const Tensor& x, const Tensor& x_key, std::span<AttentionState* const> states);
+  /// The gate with the largest share of every (row, head) of heads i32 [B, k], in their order.
+  std::vector<std::int32_t> main_gates(const Tensor& projected, const Tensor& heads) const;
+  BankUse bank_use() const;
+  /// in·weight of every pair's head, rotated where there are positions: [pairs, 1, D].
   template <class A>
-  Tensor routed_values_step(const Tensor& x, const Tensor& x_key,
-                            const std::array<Tensor, kRoles>& selected,
-                            const std::array<Tensor, kRoles>& z,
-                            const std::array<Tensor, kRoles>& salience,
-                            std::span<AttentionState* const> states);
+  Tensor head_rows(const Tensor& in, const Variable& weight, const std::vector<StepPair>& pairs,
+                   const Tensor& positions) const;
+  template <class A>
+  void append_keys(const Tensor& x, const Tensor& x_key, const StepChoice& chosen,
+                   std::span<AttentionState* const> states) const;
+  template <class A>
+  Tensor answer_queries(const Tensor& x, const StepChoice& chosen,
+                        std::span<AttentionState* const> states);
   AttentionOptions attention_options();
   Variable blended_gate(const Variable& z) const;
   std::int64_t rotated_width() const;

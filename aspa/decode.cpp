@@ -1,9 +1,12 @@
-// Decoding of an ASPA layer: per sequence a window and anchors of every shared head, the same of
-// every routed head's packed stream, and the token before. At alpha = 1 none of it grows with the
-// length.
+// Decoding of an ASPA layer: per sequence a window and anchors of every shared head, the same and a
+// bank of every routed head's packed stream, and the token before. At alpha = 1 none of it grows
+// with the length.
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "aspa/attention.h"
+#include "aspa/bank_stream.h"
 #include "aspa/slider.h"
 #include "autograd/tape.h"
 #include "tensor/error.h"
@@ -18,7 +21,7 @@ namespace {
 template <class A>
 struct AspaState : TokenState {
   std::vector<KeyStream<A>> shared;
-  std::vector<KeyStream<A>> routed;
+  std::vector<BankStream<A>> routed;
 
   std::int64_t bytes() const override {
     std::int64_t sum = previous.defined() ? previous.bytes() : 0;
@@ -28,12 +31,9 @@ struct AspaState : TokenState {
   }
 };
 
-// (row, head) pairs of a selection i32 [B, k], −1 for none.
-struct Pair {
-  std::int64_t row;
-  std::int64_t head;
-};
+using Pair = AspaAttention::StepPair;
 
+// The (row, head) pairs of a selection i32 [B, k], −1 for none.
 std::vector<Pair> pairs_of(const Tensor& heads) {
   std::vector<Pair> pairs;
   const std::int64_t k = heads.size(1);
@@ -90,13 +90,14 @@ DType decode_dtype(DType dtype) { return dtype == DType::f64 ? DType::f64 : DTyp
 
 }  // namespace
 
-std::unique_ptr<AttentionState> AspaAttention::make_state() const {
+std::unique_ptr<AttentionState> AspaAttention::make_state(CacheType cache) const {
   return dispatch_decode(config_.dtype, [&](auto tag) -> std::unique_ptr<AttentionState> {
     using A = decltype(tag);
-    const KeyStream<A> empty(config_.head_width, config_.anchors);
+    const KeyStream<A> shared(config_.head_width, config_.anchors, cache);
+    const BankStream<A> routed(config_.head_width, config_.anchors, cache);
     auto state = std::make_unique<AspaState<A>>();
-    state->shared.assign(static_cast<std::size_t>(config_.shared_heads), empty);
-    state->routed.assign(static_cast<std::size_t>(config_.routed_heads), empty);
+    state->shared.assign(static_cast<std::size_t>(config_.shared_heads), shared);
+    state->routed.assign(static_cast<std::size_t>(config_.routed_heads), routed);
     return state;
   });
 }
@@ -159,12 +160,9 @@ Tensor AspaAttention::routed_step(const Tensor& x, const Tensor& x_key,
   if (gating_->forced()) throw ConfigError("aspa: step: a forced selection is for forward() only");
   const std::int64_t B = x.size(0);
   const std::int64_t Hr = config_.routed_heads;
-  const bool gated = config_.alpha > 0;
-  Tensor every = Tensor::arange(Hr, DType::i32).unsqueeze(0).expand({B, Hr}).contiguous();
-  std::array<Tensor, kRoles> selected{every, every};
-  std::array<Tensor, kRoles> z;
-  std::array<Tensor, kRoles> salience;
-  if (gated) {
+  const Tensor every = Tensor::arange(Hr, DType::i32).unsqueeze(0).expand({B, Hr}).contiguous();
+  StepChoice chosen{{every, every}, {}, {}, {}};
+  if (config_.alpha > 0) {
     const Tensor time = TokenState::positions(states);
     for (const Role role : {Role::query, Role::key}) {
       const auto r = static_cast<std::size_t>(role);
@@ -172,87 +170,127 @@ Tensor AspaAttention::routed_step(const Tensor& x, const Tensor& x_key,
       const Tensor projected =
           router_->project(Variable(in.reshape({B, 1, config_.width}))).value();
       const Gating::Choice choice = gating_->choose(role, projected, {1, time});
-      z[r] = choice.z;
-      selected[r] = choice.heads;
+      chosen.z[r] = choice.z;
+      chosen.heads[r] = choice.heads;
       if (salience_) {
-        salience[r] = gating_->salience_of(Variable(projected), choice.nearest).value();
+        chosen.salience[r] = gating_->salience_of(Variable(projected), choice.nearest).value();
+      }
+      if (role == Role::key && config_.bank.slots > 0) {
+        chosen.key_gates = main_gates(projected, choice.heads);
       }
     }
   }
   return dispatch_decode(config_.dtype, [&](auto tag) {
-    return routed_values_step<decltype(tag)>(x, x_key, selected, z, salience, states);
+    using A = decltype(tag);
+    append_keys<A>(x, x_key, chosen, states);
+    return answer_queries<A>(x, chosen, states);
   });
 }
 
+std::vector<std::int32_t> AspaAttention::main_gates(const Tensor& projected,
+                                                    const Tensor& heads) const {
+  const PackedRows rows = ops::pack_rows(heads, config_.routed_heads, heads.size(0));
+  const Tensor share = router_->row_logits(Variable(projected), rows).share.to(DType::f64);
+  std::vector<std::int32_t> gates;
+  for (std::int64_t i = 0; i < heads.numel(); ++i) {
+    const std::int32_t row = rows.row_of.data<std::int32_t>()[i];
+    if (row < 0) continue;
+    const double* own = share.data<double>() + row * share.size(1);
+    gates.push_back(static_cast<std::int32_t>(std::max_element(own, own + share.size(1)) - own));
+  }
+  return gates;
+}
+
 template <class A>
-Tensor AspaAttention::routed_values_step(const Tensor& x, const Tensor& x_key,
-                                         const std::array<Tensor, kRoles>& selected,
-                                         const std::array<Tensor, kRoles>& z,
-                                         const std::array<Tensor, kRoles>& salience,
-                                         std::span<AttentionState* const> states) {
+Tensor AspaAttention::head_rows(const Tensor& in, const Variable& weight,
+                                const std::vector<StepPair>& pairs, const Tensor& positions) const {
+  const DType accum = decode_dtype(config_.dtype);
+  const Tensor rows = products<A>(in.to(accum), weight.value().to(accum), pairs);
+  if (!positions.defined() || rotated_width() == 0 || pairs.empty()) return rows;
+  return ops::rope(rows, positions_of(pairs, positions), {.R = rotated_width()});
+}
+
+BankUse AspaAttention::bank_use() const {
+  return {bank_rule(config_), bank_slots(), config_.bank.stride, rotated_width()};
+}
+
+template <class A>
+void AspaAttention::append_keys(const Tensor& x, const Tensor& x_key, const StepChoice& chosen,
+                                std::span<AttentionState* const> states) const {
+  const std::int64_t D = config_.head_width;
+  const auto role = static_cast<std::size_t>(Role::key);
+  const Tensor positions = TokenState::positions(states);
+  const auto pairs = pairs_of(chosen.heads[role]);
+  const Tensor k = head_rows<A>(x_key, weights_.k, pairs, positions);
+  const Tensor v = head_rows<A>(x, weights_.v, pairs, {});
+  const BankUse use = bank_use();
+  for (std::size_t p = 0; p < pairs.size(); ++p) {
+    const auto& [row, head] = pairs[p];
+    const std::int64_t at = static_cast<std::int64_t>(p) * D;
+    const std::int32_t position = positions.data<std::int32_t>()[row];
+    A open = 0;  // log σ(z), log σ(S)
+    A kept = 0;
+    if (config_.alpha > 0) {
+      // z is f32 or f64 like A: the router is f64 in a layer that is.
+      open = vmath::log_sigmoid(chosen.z[role].data<A>()[row * config_.routed_heads + head]);
+      if (salience_) kept = vmath::log_sigmoid(chosen.salience[role].data<A>()[row]);
+    }
+    A bias = config_.key_bias ? open : A(0);
+    if (salience_ && config_.alpha > 0) bias += kept + static_cast<A>(std::log(2.0));
+    bias *= static_cast<A>(config_.alpha);
+    auto& stream = static_cast<AspaState<A>&>(*states[static_cast<std::size_t>(row)])
+                       .routed[static_cast<std::size_t>(head)];
+    stream.refresh(use, head, position, first_seen(config_.window, stream.size()));
+    if (config_.bank.slots == 0) {
+      stream.append(k.data<A>() + at, v.data<A>() + at, bias);
+    } else {
+      // At alpha = 0 nothing is judged: should alpha rise later, these are the first to go.
+      const bool judged = !chosen.key_gates.empty();
+      stream.append(k.data<A>() + at, v.data<A>() + at, bias,
+                    {position, judged ? chosen.key_gates[p] : 0,
+                     judged ? open + kept : -std::numeric_limits<A>::infinity()});
+    }
+    if (use.slots == 0) stream.forget(first_seen(config_.window, stream.size()));
+  }
+}
+
+template <class A>
+Tensor AspaAttention::answer_queries(const Tensor& x, const StepChoice& chosen,
+                                     std::span<AttentionState* const> states) {
   const std::int64_t D = config_.head_width;
   const std::int64_t C = config_.width;
   const DType accum = decode_dtype(config_.dtype);
+  const auto role = static_cast<std::size_t>(Role::query);
   const Tensor positions = TokenState::positions(states);
-  const auto heads = [&](const Tensor& in, const Variable& weight, const std::vector<Pair>& pairs,
-                         bool rotate) {
-    const Tensor rows = products<A>(in.to(accum), weight.value().to(accum), pairs);
-    if (!rotate || rotated_width() == 0 || pairs.empty()) return rows;
-    return ops::rope(rows, positions_of(pairs, positions), {.R = rotated_width()});
-  };
-  const auto stream = [&](const Pair& p) -> KeyStream<A>& {
-    auto& state = static_cast<AspaState<A>&>(*states[static_cast<std::size_t>(p.row)]);
-    return state.routed[static_cast<std::size_t>(p.head)];
-  };
-  // z is f32 or f64 like A: the router is f64 in a layer that is.
-  const auto logit = [&](Role role, const Pair& p) {
-    return z[static_cast<std::size_t>(role)]
-        .template data<A>()[p.row * config_.routed_heads + p.head];
-  };
-  const auto score = [&](Role role, const Pair& p) {
-    return salience[static_cast<std::size_t>(role)].template data<A>()[p.row];
-  };
   const auto alpha = static_cast<A>(config_.alpha);
   const bool gated = config_.alpha > 0;
-
-  const auto keys = pairs_of(selected[static_cast<std::size_t>(Role::key)]);
-  const Tensor k = heads(x_key, weights_.k, keys, true);
-  const Tensor v = heads(x, weights_.v, keys, false);
-  for (std::size_t p = 0; p < keys.size(); ++p) {
-    const std::int64_t at = static_cast<std::int64_t>(p) * D;
-    A bias = 0;
-    if (gated && config_.key_bias) bias += vmath::log_sigmoid(logit(Role::key, keys[p]));
-    if (gated && salience_) {
-      bias += vmath::log_sigmoid(score(Role::key, keys[p])) + static_cast<A>(std::log(2.0));
-    }
-    bias *= alpha;
-    KeyStream<A>& head = stream(keys[p]);
-    head.append(k.data<A>() + at, v.data<A>() + at, bias);
-    head.forget(first_seen(config_.window, head.size()));
-  }
-
-  const auto queries = pairs_of(selected[static_cast<std::size_t>(Role::query)]);
-  const Tensor q = heads(x, weights_.q, queries, true);
-  const bool sink = weights_.sink.defined() && config_.alpha > 0;
+  const auto pairs = pairs_of(chosen.heads[role]);
+  const Tensor q = head_rows<A>(x, weights_.q, pairs, positions);
+  const bool sink = weights_.sink.defined() && gated;
+  const BankUse use = bank_use();
   const Tensor w_out = weights_.o.value().to(accum);
   Tensor y = Tensor::zeros({x.size(0), C}, accum);
-  const Tensor o = Tensor::empty({static_cast<std::int64_t>(queries.size()), D}, accum);
-  for (std::size_t p = 0; p < queries.size(); ++p) {
-    const Pair& pair = queries[p];
-    KeyStream<A>& head = stream(pair);
+  const Tensor o = Tensor::empty({static_cast<std::int64_t>(pairs.size()), D}, accum);
+  for (std::size_t p = 0; p < pairs.size(); ++p) {
+    const auto& [row, head] = pairs[p];
+    auto& stream = static_cast<AspaState<A>&>(*states[static_cast<std::size_t>(row)])
+                       .routed[static_cast<std::size_t>(head)];
     A* out = o.data<A>() + static_cast<std::int64_t>(p) * D;
-    head.attend(q.data<A>() + static_cast<std::int64_t>(p) * D,
-                first_seen(config_.window, head.size()),
-                sink ? weights_.sink.value().data<A>()[pair.head] : A(0), sink ? alpha : A(0), out);
+    const std::int64_t lo = first_seen(config_.window, stream.size());
+    stream.refresh(use, head, positions.data<std::int32_t>()[row], lo);
+    stream.attend(use, q.data<A>() + static_cast<std::int64_t>(p) * D, lo,
+                  sink ? weights_.sink.value().data<A>()[head] : A(0), sink ? alpha : A(0), out);
     A gate = 1;
-    if (gated && config_.query_gate) gate *= A(2) * vmath::sigmoid(logit(Role::query, pair));
-    if (gated && salience_) gate *= A(2) * vmath::sigmoid(score(Role::query, pair));
+    if (gated && config_.query_gate) {
+      gate *= A(2) * vmath::sigmoid(chosen.z[role].data<A>()[row * config_.routed_heads + head]);
+    }
+    if (gated && salience_) gate *= A(2) * vmath::sigmoid(chosen.salience[role].data<A>()[row]);
     gate = (A(1) - alpha) + alpha * gate;
     for (std::int64_t d = 0; d < D; ++d) out[d] *= gate;
-    add_product(out, w_out.data<A>() + pair.head * D * C, D, C, y.data<A>() + pair.row * C);
+    add_product(out, w_out.data<A>() + head * D * C, D, C, y.data<A>() + row * C);
   }
   Tensor c = y.to(config_.dtype);
-  if (watching_) keep_consensus(c, outputs_of(queries, o, x.size(0)));
+  if (watching_) keep_consensus(c, outputs_of(pairs, o, x.size(0)));
   return c;
 }
 

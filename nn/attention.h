@@ -18,8 +18,9 @@ class Attention : public Module {
  public:
   /// x and the result are [B, T, C]. Position t sees positions up to t of its own sequence only.
   virtual Variable forward(const Variable& x) = 0;
-  /// What the layer knows of a sequence that has not begun.
-  virtual std::unique_ptr<AttentionState> make_state() const = 0;
+  /// What the layer knows of a sequence that has not begun; `cache` is how it will keep keys and
+  /// values.
+  virtual std::unique_ptr<AttentionState> make_state(CacheType cache) const = 0;
   /// forward() of one more token of every sequence, in evaluation mode and without gradient: x and
   /// the result are [B, C], states[b] is the state of row b. Rows may be at different positions.
   virtual Tensor step(const Tensor& x, std::span<AttentionState* const> states) = 0;
@@ -55,7 +56,7 @@ class DenseAttention : public Attention {
                  Generator& generator);
 
   Variable forward(const Variable& x) override;
-  std::unique_ptr<AttentionState> make_state() const override;
+  std::unique_ptr<AttentionState> make_state(CacheType cache) const override;
   Tensor step(const Tensor& x, std::span<AttentionState* const> states) override;
   double attention_flops_per_token(std::int64_t T) const override;
   double total_flops_per_token(std::int64_t T) const override;

@@ -30,12 +30,16 @@ TokenState& token_state(AttentionState* state) { return static_cast<TokenState&>
 Tensor TokenState::shifted(const Tensor& x, const Variable& mu,
                            std::span<AttentionState* const> states) {
   if (!mu.defined()) return x;
-  Tensor before = Tensor::zeros(x.shape(), x.dtype());
+  // By the function that a forward pass uses: routing compares numbers, which must not be rounded
+  // in another way here.
+  Tensor pair = Tensor::zeros({x.size(0), 2, x.size(1)}, x.dtype());
+  pair.select(1, 1).copy_(x);
   for (std::size_t b = 0; b < states.size(); ++b) {
     const Tensor& previous = token_state(states[b]).previous;
-    if (previous.defined()) before.select(0, static_cast<std::int64_t>(b)).copy_(previous);
+    if (previous.defined())
+      pair.select(0, static_cast<std::int64_t>(b)).select(0, 0).copy_(previous);
   }
-  return ops::add(x, ops::mul(before, mu.value()));
+  return ops::key_shift(pair, mu.value()).select(1, 1).contiguous();
 }
 
 Tensor TokenState::positions(std::span<AttentionState* const> states) {
@@ -65,12 +69,12 @@ void check_step(const char* layer, const Tensor& x, std::int64_t width, std::siz
                    "] (= states, width), got " + to_string(x.shape()));
 }
 
-std::unique_ptr<AttentionState> DenseAttention::make_state() const {
+std::unique_ptr<AttentionState> DenseAttention::make_state(CacheType cache) const {
   return dispatch_decode(config_.dtype, [&](auto tag) -> std::unique_ptr<AttentionState> {
     using A = decltype(tag);
     auto state = std::make_unique<DenseState<A>>();
     state->heads.assign(static_cast<std::size_t>(config_.heads),
-                        KeyStream<A>(config_.head_width, 0));
+                        KeyStream<A>(config_.head_width, 0, cache));
     return state;
   });
 }

@@ -2,15 +2,13 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
+#include <array>
 #include <cstdint>
-#include <limits>
 #include <memory>
 #include <span>
-#include <vector>
 
+#include "nn/key_cache.h"
 #include "tensor/tensor.h"
-#include "tensor/vmath.h"
 
 namespace proteus {
 
@@ -27,83 +25,53 @@ class AttentionState {
 template <class A>
 class KeyStream {
  public:
-  KeyStream(std::int64_t D, std::int64_t anchors) : D_(D), anchors_(anchors) {}
+  KeyStream(std::int64_t D, std::int64_t anchors, CacheType type)
+      : D_(D), anchors_(anchors), kept_(D, type) {}
 
   /// k and v [D]; bias is added to the logit of the key.
   void append(const A* k, const A* v, A bias) {
-    k_.insert(k_.end(), k, k + D_);
-    v_.insert(v_.end(), v, v + D_);
-    bias_.push_back(bias);
+    kept_.append(k, v, bias);
     ++size_;
   }
 
   /// Entries appended so far.
   std::int64_t size() const { return size_; }
-  std::int64_t bytes() const {
-    return static_cast<std::int64_t>((k_.capacity() + v_.capacity() + bias_.capacity()) *
-                                     sizeof(A));
+  std::int64_t bytes() const { return kept_.bytes(); }
+  const KeyCache<A>& kept() const { return kept_; }
+  /// The oldest entry behind the anchors that is still here; 0: none was dropped.
+  std::int64_t first() const { return first_; }
+  /// Where an entry that is still here stands in kept().
+  std::int64_t row_of(std::int64_t entry) const {
+    return entry < std::min(first_, anchors_) ? entry : entry - first_ + std::min(first_, anchors_);
   }
 
   /// No later query sees entries before `lo`, other than anchors. They are dropped once they are as
   /// many as those that stay: the memory is at most twice what is needed.
   void forget(std::int64_t lo) {
-    const std::int64_t begin = std::max(first_, anchors_);
-    const std::int64_t drop = lo - begin;
+    const std::int64_t drop = lo - std::max(first_, anchors_);
     if (drop <= 0 || drop < size_ - lo) return;
-    const std::int64_t at = std::min(anchors_, size_);
-    const auto erase = [&](std::vector<A>& v, std::int64_t width) {
-      v.erase(v.begin() + at * width, v.begin() + (at + drop) * width);
-    };
-    erase(k_, D_);
-    erase(v_, D_);
-    erase(bias_, 1);
+    kept_.erase(std::min(anchors_, size_), drop);
     first_ = lo;
   }
 
-  /// out [D] = softmax attention of q [D] over the entries [lo, size) and [0, min(anchors, lo)),
-  /// without those that were dropped;
-  /// sink_weight·exp(sink) more in the denominator. Without anything to see out is zero.
-  void attend(const A* q, std::int64_t lo, A sink, A sink_weight, A* out) {
+  /// The rows of kept() that a query sees: the entries [0, min(anchors, lo)) and [lo, size),
+  /// without those that were dropped.
+  std::array<CacheRange<A>, 2> seen(std::int64_t lo) const {
     const std::int64_t fixed = std::min(anchors_, lo);
-    // Positions in the vectors: anchors, then what is kept from first_ on.
-    const std::int64_t from = std::max({lo, fixed, first_}) - first_ + std::min(first_, anchors_);
-    const auto kept = static_cast<std::int64_t>(bias_.size());
-    const A scale = A(1) / std::sqrt(static_cast<A>(D_));
-    A top = sink_weight > 0 ? sink : -std::numeric_limits<A>::infinity();
-    logits_.clear();
-    const auto each = [&](auto&& fn) {
-      for (std::int64_t j = 0; j < fixed; ++j) fn(j);
-      for (std::int64_t j = from; j < kept; ++j) fn(j);
-    };
-    each([&](std::int64_t j) {
-      const A* key = k_.data() + j * D_;
-      A dot = 0;
-#pragma omp simd reduction(+ : dot)
-      for (std::int64_t d = 0; d < D_; ++d) dot += q[d] * key[d];
-      logits_.push_back(scale * dot + bias_[static_cast<std::size_t>(j)]);
-      top = std::max(top, logits_.back());
-    });
-    std::fill_n(out, D_, A(0));
-    A sum = sink_weight > 0 ? sink_weight * vmath::exp(sink - top) : A(0);
-    std::size_t at = 0;
-    each([&](std::int64_t j) {
-      const A p = vmath::exp(logits_[at++] - top);
-      const A* value = v_.data() + j * D_;
-      sum += p;
-      for (std::int64_t d = 0; d < D_; ++d) out[d] += p * value[d];
-    });
-    if (sum > 0) {
-      for (std::int64_t d = 0; d < D_; ++d) out[d] /= sum;
-    }
+    return {CacheRange<A>{&kept_, 0, fixed},
+            CacheRange<A>{&kept_, row_of(std::max({lo, fixed, first_})), kept_.rows()}};
+  }
+  /// attend() to them.
+  void attend(const A* q, std::int64_t lo, A sink, A sink_weight, A* out) const {
+    proteus::attend<A>(q, D_, seen(lo), sink, sink_weight, out);
   }
 
  private:
   std::int64_t D_;
   std::int64_t anchors_;
   std::int64_t size_ = 0;
-  // Oldest entry behind the anchors that is still here; 0: none was dropped.
   std::int64_t first_ = 0;
-  std::vector<A> k_, v_, bias_, logits_;
+  KeyCache<A> kept_;
 };
 
 /// Throws DeviceError or ShapeError unless x is [states, width] on the CPU.

@@ -97,9 +97,9 @@ std::int64_t DecodeState::bytes() const {
   return sum;
 }
 
-DecodeState Transformer::begin_sequence() const {
+DecodeState Transformer::begin_sequence(CacheType cache) const {
   DecodeState state;
-  for (const Block* block : blocks_) state.layers.push_back(block->attention().make_state());
+  for (const Block* block : blocks_) state.layers.push_back(block->attention().make_state(cache));
   return state;
 }
 

@@ -67,7 +67,7 @@ class Transformer : public Module {
   Tensor last_logits(const Tensor& tokens);
 
   /// A sequence that has not begun, to be decoded token by token.
-  DecodeState begin_sequence() const;
+  DecodeState begin_sequence(CacheType cache = CacheType::full) const;
   /// Appends one token to every sequence: tokens i32 or i64 [B], logits [B, V] for what follows.
   /// Equal to logits() of the whole sequences up to rounding; the work does not grow with their
   /// length where attention is limited to a window. CPU only, evaluation mode, no gradient.

@@ -121,8 +121,8 @@ TEST_F(AspaLayer, StepsAgreeWithTheForwardPass) {
       layer->watch_consensus(true);
       const std::int64_t T = 17;
       const Tensor x = input(c, 2, T).value();
-      const auto a = layer->make_state();
-      const auto b = layer->make_state();
+      const auto a = layer->make_state(CacheType::full);
+      const auto b = layer->make_state(CacheType::full);
       AttentionState* const states[] = {a.get(), b.get()};
       for (std::int64_t t = 0; t < T; ++t) {
         layer->step(x.select(1, t).contiguous(), states);
@@ -148,8 +148,8 @@ TEST_F(AspaLayer, WatchingChangesNoBit) {
   layer->set_training(false);
   const Tensor x = input(c, 2, 30).value();
   const auto step = [&] {
-    const auto a = layer->make_state();
-    const auto b = layer->make_state();
+    const auto a = layer->make_state(CacheType::full);
+    const auto b = layer->make_state(CacheType::full);
     AttentionState* const states[] = {a.get(), b.get()};
     Tensor y;
     for (std::int64_t t = 0; t < 9; ++t) y = layer->step(x.select(1, t).contiguous(), states);

@@ -17,7 +17,8 @@ constexpr std::uint64_t kSampleStream = std::uint64_t{3} << 40;
 /// on, and anew for the last `context` tokens beyond that.
 class Continuation {
  public:
-  explicit Continuation(Transformer& model) : model_(model), sequence_(model.begin_sequence()) {}
+  Continuation(Transformer& model, CacheType cache)
+      : model_(model), sequence_(model.begin_sequence(cache)) {}
 
   Tensor logits(const std::vector<std::int32_t>& ids) {
     const auto size = static_cast<std::int64_t>(ids.size());
@@ -135,7 +136,7 @@ Generated generate(Transformer& model, const Tokenizer& tokenizer, const Samplin
   const bool training = model.training();
   model.set_training(false);
   const std::size_t start = options.prompt.empty() ? ids.size() : 0;
-  Continuation next(model);
+  Continuation next(model, options.cache_dtype == "int8" ? CacheType::int8 : CacheType::full);
   Budget budget(model, options.latency_budget);
   AgreementSummary agreement;
   for (std::int64_t i = 0; i < options.sample_tokens; ++i) {

@@ -66,6 +66,13 @@ AspaConfig aspa_config(const Options& options, const Arm& arm, std::uint64_t see
   c.salience.keep = o.token_keep;
   c.salience.guard = std::max(o.token_guard, o.token_keep_min);
   c.window = o.window;
+  c.bank.slots = o.bank_slots;
+  c.bank.stride = o.bank_stride;
+  c.bank.delta = o.bank_delta;
+  c.bank.delta_v = o.bank_delta_v;
+  c.bank.eviction = o.bank_eviction == "fifo"     ? BankEviction::fifo
+                    : o.bank_eviction == "random" ? BankEviction::random
+                                                  : BankEviction::score;
   c.key_shift = !o.no_key_shift;
   c.shared_gate = !o.no_shared_gate;
   c.sink = !o.no_sink;

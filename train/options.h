@@ -62,6 +62,11 @@ struct AspaOptions {
   std::int64_t token_keep_min = 0;
   std::int64_t window = 32;
   std::int64_t anchors = 4;
+  std::int64_t bank_slots = 0;  ///< 0 = no bank
+  std::int64_t bank_stride = 256;
+  double bank_delta = 0.9;
+  double bank_delta_v = 0.9;
+  std::string bank_eviction = "score";
   std::int64_t gates_per_head = 4;
   std::int64_t routing_width = 64;
   double lambda = 5;
@@ -123,6 +128,7 @@ struct SamplingOptions {
   double top_a_threshold = 0;
   double top_a_weight = 1;
   double latency_budget = 0;  ///< ms per token; 0 = none
+  std::string cache_dtype = "f32";
 };
 
 struct DuelOptions {

@@ -103,6 +103,11 @@ void check_routed_heads(const AspaOptions& o, std::int64_t head_width) {
   check_range("token-guard", o.token_guard, 0, std::int64_t{1} << 30);
   check_range("token-keep-min", o.token_keep_min, 0, std::int64_t{1} << 30);
   check_range("window", o.window, 1, std::int64_t{1} << 30);
+  check_range("bank-slots", o.bank_slots, 0, kMostSize);
+  check_range("bank-stride", o.bank_stride, 1, std::int64_t{1} << 30);
+  check_unit("bank-delta", o.bank_delta);
+  check_unit("bank-delta-v", o.bank_delta_v);
+  check_one_of("bank-eviction", o.bank_eviction, {"score", "fifo", "random"});
   check_range("gates-per-head", o.gates_per_head, 1, 4096);
   check_range("routing-width", o.routing_width, 1, kMostSize);
   if (o.rope == "half" && head_width % 4 != 0) {
@@ -224,6 +229,7 @@ void check_training(const TrainingOptions& o) {
 void check_sampling(const SamplingOptions& o) {
   check_range("sample-tokens", o.sample_tokens, 0, std::int64_t{1} << 30);
   check_not_negative("latency-budget", o.latency_budget);
+  check_one_of("cache-dtype", o.cache_dtype, {"f32", "int8"});
   check_one_of("top-a", o.top_a, {"off", "filter", "blend"});
   const float logit = 0;
   candidates({&logit, 1}, sampler_config(o));
