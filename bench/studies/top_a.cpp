@@ -32,7 +32,7 @@ constexpr double kTopP = 0.9;
 constexpr int kSteps = 100;  // smaller top-p to compare the filter with
 constexpr std::array kWeights = {-2.0, -1.0, -0.5, -0.25, 0.25, 0.5, 1.0, 2.0, 4.0};
 constexpr std::array kThresholds = {-0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2};
-constexpr std::int64_t kSamples = 4;
+constexpr std::int64_t kSamples = 12;
 constexpr std::int64_t kSampleTokens = 400;
 constexpr std::size_t kDistinct = 4;  // characters of an n-gram that is counted
 constexpr std::size_t kRepeat = 12;   // and of one that should not come twice
@@ -215,12 +215,12 @@ struct Setting {
 };
 constexpr std::array kSettings = {
     Setting{"plain"},
+    Setting{"plain, temperature 0.75", 0.75},
     Setting{"plain, temperature 0.7", 0.7},
     Setting{"plain, temperature 0.6", 0.6},
-    Setting{"plain, temperature 0.5", 0.5},
     Setting{"filter, τ = 0", 0.8, kTopP, "filter", 0},
     Setting{"filter, τ = 0.1", 0.8, kTopP, "filter", 0.1},
-    Setting{"filter, τ = 0.2", 0.8, kTopP, "filter", 0.2},
+    Setting{"blend, λ = 0.5", 0.8, kTopP, "blend", 0.5},
     Setting{"blend, λ = 1", 0.8, kTopP, "blend", 1},
     Setting{"blend, λ = 2", 0.8, kTopP, "blend", 2},
 };
@@ -243,16 +243,22 @@ TextFigures sample(LoadedModel& loaded, Transformer& judge, const Setting& setti
   return mean;
 }
 
-/// A row of figures, one per seed, and their mean.
+enum class Sign : std::uint8_t { shown, hidden };
+
+/// A row of figures, one per seed, and their mean; those of differences show their sign.
 template <class Seeds, class Get>
-void print_row(const std::string& name, const Seeds& seeds, int digits, Get&& get) {
+void print_row(const std::string& name, const Seeds& seeds, int digits, Sign sign, Get&& get) {
+  const auto cell = [&](double value) {
+    return sign == Sign::shown ? fmt::format(" {:+.{}f} |", value, digits)
+                               : fmt::format(" {:.{}f} |", value, digits);
+  };
   fmt::print("| {} |", name);
   double sum = 0;
   for (const auto& seed : seeds) {
-    fmt::print(" {:+.{}f} |", get(seed), digits);
+    fmt::print("{}", cell(get(seed)));
     sum += get(seed);
   }
-  fmt::print(" {:+.{}f} |\n", sum / static_cast<double>(seeds.size()), digits);
+  fmt::print("{}\n", cell(sum / static_cast<double>(seeds.size())));
 }
 
 void print_header(const std::string& first, std::size_t seeds) {
@@ -266,10 +272,10 @@ void print_header(const std::string& first, std::size_t seeds) {
 void print_held_out(const std::vector<HeldOut>& seeds) {
   fmt::print("\nHeld-out nats per token, plain, and what λ·cos adds to them:\n");
   print_header("", seeds.size());
-  print_row("plain", seeds, 4, [](const HeldOut& h) { return h.plain; });
+  print_row("plain", seeds, 4, Sign::hidden, [](const HeldOut& h) { return h.plain; });
   for (std::size_t r = 0; r < kReadings.size(); ++r) {
     for (std::size_t i = 0; i < kWeights.size(); ++i) {
-      print_row(fmt::format("{}, λ = {}", kReadingNames[r], kWeights[i]), seeds, 4,
+      print_row(fmt::format("{}, λ = {}", kReadingNames[r], kWeights[i]), seeds, 4, Sign::shown,
                 [&](const HeldOut& h) { return h.blended[r][i] - h.plain; });
     }
   }
@@ -282,11 +288,11 @@ void print_held_out(const std::vector<HeldOut>& seeds) {
     const auto name = [&](const char* what) {
       return fmt::format("τ = {}: {}", kThresholds[i], what);
     };
-    print_row(name("candidates"), seeds, 2,
+    print_row(name("candidates"), seeds, 2, Sign::hidden,
               [&](const HeldOut& h) { return h.filtered[i].candidates; });
-    print_row(name("true tokens"), seeds, 2,
+    print_row(name("true tokens"), seeds, 2, Sign::hidden,
               [&](const HeldOut& h) { return 100 * h.filtered[i].truth; });
-    print_row(name("more than top-p"), seeds, 2, [&](const HeldOut& h) {
+    print_row(name("more than top-p"), seeds, 2, Sign::shown, [&](const HeldOut& h) {
       return 100 * (h.filtered[i].truth - truth_at(h.smaller, h.filtered[i].candidates));
     });
   }
@@ -313,7 +319,8 @@ int run(const std::string& file, const std::string& judge_path,
   const auto print_texts = [&](const char* title, double TextFigures::*member) {
     print_header(title, texts.size());
     for (std::size_t i = 0; i < kSettings.size(); ++i) {
-      print_row(kSettings[i].name, texts, 3, [&](const auto& t) { return t[i].*member; });
+      print_row(kSettings[i].name, texts, 3, Sign::hidden,
+                [&](const auto& t) { return t[i].*member; });
     }
   };
   fmt::print("\n{} samples of {} characters each, top-p {}, temperature 0.8:\n", kSamples,
