@@ -196,7 +196,7 @@ BankPlan AspaAttention::plan_bank(const RoutedRows& rows, const Tensor& k, const
                                   const BankJudgement& judgement) {
   const std::int64_t T = rows.key.tokens() / std::max<std::int64_t>(1, rows.key.sequences());
   const BankConfig& c = config_.bank;
-  const Tensor first = bank_first(rows.key, visible_entries(T), c.stride);
+  const Tensor first = bank_first(rows.key, visible_entries(T, k.device()), c.stride);
   const Shape packed{k.size(0), k.size(2)};
   bank_ = decide([&]() -> std::vector<Tensor> {
     if (forced_bank_.defined()) return {forced_bank_};
