@@ -16,8 +16,9 @@ constexpr int kChunkLanes = 32;
 // [y·rows_each, …). term(a, r, c, add) sets what (r, c) adds to each sum; finish(a, chunk, c, sums)
 // stores them.
 template <class S, int K, int kLanes, class Term, class Finish>
-__global__ void column_sums_kernel(std::int64_t R, std::int64_t C, std::int64_t tiles,
-                                   std::int64_t rows_each, Term term, Finish finish) {
+__global__ void __launch_bounds__(kColumnTile* kLanes)
+    column_sums_kernel(std::int64_t R, std::int64_t C, std::int64_t tiles, std::int64_t rows_each,
+                       Term term, Finish finish) {
   __shared__ S partial[K][kLanes][kColumnTile + 1];
   const std::int64_t a = blockIdx.x / tiles;
   const std::int64_t c = blockIdx.x % tiles * kColumnTile + threadIdx.x;

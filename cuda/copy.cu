@@ -1,4 +1,5 @@
 // tensor/ops/copy.h on a GPU: copies between strided layouts and types, fills, accumulation.
+#include "cuda/copy_transposed.h"
 #include "cuda/kernels.h"
 #include "cuda/strided.cuh"
 #include "tensor/ops/convert.h"
@@ -71,7 +72,7 @@ void copy_typed(const StridedCopy& a) {
     const Units<2> units(walk, V);
     launch("strided_copy", copy_kernel<To, From, V>, blocks_for(units.count), kBlock, 0, dst, src,
            units);
-  } else {
+  } else if (!std::is_same_v<To, From> || !copy_transposed(dst, src, walk, sizeof(To))) {
     const Units<2> units(walk, 1);
     launch("strided_copy", copy_kernel<To, From, 1>, blocks_for(units.count), kBlock, 0, dst, src,
            units);
