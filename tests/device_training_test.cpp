@@ -163,7 +163,9 @@ TEST_P(DeviceTraining, ResumesFromACheckpointOfEitherDevice) {
   const Outcome expected = run(*whole);
   const FakeDevice fake;
   const auto resumed = [&](Device device) {
-    const auto m = make_model(options(), arm_named(GetParam().arm, "arm"), kVocab, 99);
+    // The seed is the run's (it draws the noise of revived gates); all weights come from the file.
+    const auto m = model(3, kCpu);
+    for (const Parameter& p : m->parameters()) p.variable.value().fill_(0.5);
     const Checkpoint saved = load_checkpoint(path);
     restore_model(*m, saved.model, path);
     m->to(device);
@@ -213,11 +215,13 @@ TEST_P(DeviceTraining, RecomputationAndDenseAlphaRunThereToo) {
 TEST(DeviceTrainingSurgery, GivesTheBitsOfTheCpu) {
   const auto run_with = [](Device device) {
     const Options o =
-        parse_options("duel", {"--layers",       "1",  "--width",     "32", "--head-width",    "8",
-                               "--context",      "24", "--batch",     "3",  "--shared-window", "6",
-                               "--routed-heads", "6",  "--window",    "8",  "--routing-width", "16",
-                               "--gate-every",   "4",  "--add-heads", "1",  "--add-heads-at",  "6",
-                               "--head-ramp",    "5"})
+        parse_options("duel",
+                      {"--layers",       "1",  "--width",          "32", "--head-width",    "8",
+                       "--context",      "24", "--batch",          "3",  "--shared-window", "6",
+                       "--routed-heads", "6",  "--window",         "8",  "--routing-width", "16",
+                       "--gate-every",   "4",  "--add-heads",      "1",  "--add-heads-at",  "6",
+                       "--head-ramp",    "5",  "--gates-per-head", "2",  "--dead-share",    "0.9",
+                       "--dead-steps",   "2"})
             .options;
     const auto m = make_model(o, arm_named("aspa", "arm"), kVocab, 3);
     m->to(device);
