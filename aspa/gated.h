@@ -4,6 +4,7 @@
 
 #include "aspa/gating.h"
 #include "nn/module.h"
+#include "tensor/error.h"
 
 namespace proteus {
 
@@ -20,8 +21,15 @@ class Gated {
   virtual Module& module() = 0;
 
   /// Throw ConfigError where nothing is routed.
-  Gating& gating();
-  const Gating& gating() const;
+  Gating& gating() { return checked(gates()); }
+  const Gating& gating() const { return checked(gates()); }
+
+ private:
+  template <class G>
+  static G& checked(G* gates) {
+    if (!gates) throw ConfigError("aspa: router: this layer has no routed heads");
+    return *gates;
+  }
 };
 
 }  // namespace proteus

@@ -7,7 +7,6 @@
 
 #include "aspa/balance.h"
 #include "aspa/controllers.h"
-#include "aspa/gated.h"
 #include "aspa/selection.h"
 #include "aspa/slider.h"
 #include "autograd/checkpoint.h"
@@ -51,13 +50,6 @@ Tensor every_head(std::int64_t tokens, std::int64_t Hr, Device device) {
 }
 
 }  // namespace
-
-Gating& Gated::gating() {
-  if (!gates()) throw ConfigError("aspa: router: this layer has no routed heads");
-  return *gates();
-}
-
-const Gating& Gated::gating() const { return const_cast<Gated*>(this)->gating(); }
 
 Gating::Gating(GatingConfig& config, Router& router, Salience* salience)
     : config_(config), router_(router), salience_(salience) {
@@ -275,6 +267,7 @@ void Gating::replace(const RouterTables& router, const std::vector<Tensor>& tabl
 
 void Gating::restart() {
   config_.routed_heads = router_.theta(Role::query).numel();
+  config_.k = std::min(config_.k, config_.routed_heads);  // the router keeps the k that counts
   counts_ = {};
   update_ = {};
   parts_ = {};
