@@ -83,7 +83,7 @@ struct GatingConfig {
   PrototypeConfig prototypes;
   SalienceConfig salience;
   DensityConfig density;
-  bool telemetry = true;     ///< measure what nothing but the report needs (prototype_share)
+  bool telemetry = true;     ///< sample tokens for reports (Gating::prototype_share)
   DType dtype = DType::f32;  ///< of activations and weights; the router is f32 (f64 with f64)
   std::uint64_t seed = 1;    ///< of the router's initial draw and of revived gates
 

@@ -20,7 +20,8 @@
 namespace proteus {
 namespace {
 
-constexpr std::int64_t kRecentTokens = 64;  // offered to dead gates, per optimizer step
+constexpr std::int64_t kRecentTokens = 64;   // offered to dead gates, per optimizer step
+constexpr std::int64_t kSampledTokens = 32;  // whose scores reports look at
 constexpr std::uint64_t kNoiseStream = std::uint64_t{1} << 40;  // of revived gates, per step
 
 std::size_t index(Role role) { return static_cast<std::size_t>(role); }
@@ -43,6 +44,16 @@ Tensor spread_rows(const Tensor& x) {
                            .C = x.size(1),
                            .dtype = x.dtype()});
   return out;
+}
+
+RoutedSample sample_of(const Tensor& projected, const Tensor& heads) {
+  const std::int64_t m = std::min(kSampledTokens, projected.size(0));
+  if (m == 0) return {};
+  const std::int64_t stride = projected.size(0) / m;
+  const auto rows = [&](const Tensor& x) {
+    return x.slice(0, 0, m * stride).reshape({m, stride, x.size(1)}).select(1, 0).clone();
+  };
+  return {rows(projected), rows(heads)};
 }
 
 Tensor every_head(std::int64_t tokens, std::int64_t Hr, Device device) {
@@ -141,23 +152,24 @@ Variable Gating::key_bias(const Variable& z, const RoleRouting& routing,
   if (z.defined()) bias = log_sigmoid(z);
   if (salience_) {
     const Variable more = shift(log_sigmoid(row_salience(routing, rows)), std::log(2.0));
-    bias = bias.defined() ? add(bias, more) : more;
+    bias = bias.defined() ? proteus::add(bias, more) : more;
   }
   return bias.defined() ? scale(bias, config_.alpha) : bias;
 }
 
 void Gating::collect(Role role, const RoleRouting& routing, const PackedRows& rows,
                      const Tensor& share) {
+  if (config_.telemetry) samples_[index(role)] = sample_of(routing.projected.value(), rows.heads);
+  add(role, routing, rows, share);
+}
+
+void Gating::add(Role role, const RoleRouting& routing, const PackedRows& rows,
+                 const Tensor& share) {
   count(counts_[index(role)], rows);
-  if (owner_) return owner_->collect(role, routing, rows, share);
+  if (owner_) return owner_->add(role, routing, rows, share);
   if (routing.salience.defined()) salience_->collect(role, routing.salience.value());
-  const Tensor& projected = routing.projected.value();
-  if (config_.telemetry) {
-    const ScoreParts parts = router_.score_parts(projected, rows, share);
-    parts_.learned += parts.learned;
-    parts_.prototype += parts.prototype;
-  }
   if (!config_.prototypes.enabled) return;
+  const Tensor& projected = routing.projected.value();
   const ops::GateStatistics sums = router_.statistics(projected, rows, share);
   if (!update_.weight_sum.defined()) {
     update_.weight_sum = sums.weight_sum;
@@ -194,7 +206,6 @@ void Gating::after_step(double rate) {
   report();
   counts_ = {};
   update_ = {};
-  parts_ = {};
   if (!owner_) control_density();
 }
 
@@ -237,7 +248,6 @@ void Gating::report() {
   telemetry_.steps = router_.steps();
   telemetry_.k = k();
   telemetry_.density = heads / roles / static_cast<double>(config_.routed_heads);
-  telemetry_.prototype_share = parts_.prototype_share();
 }
 
 void Gating::control_density() {
@@ -270,7 +280,7 @@ void Gating::restart() {
   config_.k = std::min(config_.k, config_.routed_heads);  // the router keeps the k that counts
   counts_ = {};
   update_ = {};
-  parts_ = {};
+  samples_ = {};
   probe_ = {};
   last_probe_ = {};
   refresh();
@@ -281,6 +291,17 @@ void Gating::refresh() {
   telemetry_.k = k();
   telemetry_.density =
       static_cast<double>(telemetry_.k) / static_cast<double>(config_.routed_heads);
+}
+
+double Gating::prototype_share() const {
+  ScoreParts sum;
+  for (const RoutedSample& sample : samples_) {
+    if (!sample.projected.defined()) continue;
+    const ScoreParts parts = router_.score_parts(sample);
+    sum.learned += parts.learned;
+    sum.prototype += parts.prototype;
+  }
+  return sum.prototype_share();
 }
 
 void Gating::force(Role role, const Tensor& heads) { forced_[index(role)] = heads; }

@@ -90,7 +90,12 @@ class Gating {
   /// Reports alpha and k anew.
   void refresh();
   const AspaTelemetry& telemetry() const { return telemetry_; }
-  /// Whether training passes measure what only reports need. At any time; decides nothing.
+  /// What prototypes contribute to the scores of the tokens that the last training pass sampled, by
+  /// the gates as they are now; −1 without a sample:
+  ///   Σ share·|λ·cos(x̃, p_g)| / (Σ share·|λ·cos(x̃, p_g)| + Σ share·|w_g·x̃|)
+  /// over the gates of the heads that they entered, each by its share of its head, both roles.
+  double prototype_share() const;
+  /// Whether training passes sample tokens for prototype_share(). At any time; decides nothing.
   void set_telemetry(bool on) { config_.telemetry = on; }
 
   /// route() then returns these heads, i32 [N, k], until it is told undefined ones.
@@ -114,6 +119,7 @@ class Gating {
   /// S per packed row.
   Variable row_salience(const RoleRouting& routing, const PackedRows& rows) const;
   void count(Count& count, const PackedRows& rows) const;
+  void add(Role role, const RoleRouting& routing, const PackedRows& rows, const Tensor& share);
   void learn(double rate);
   void move_prototypes(double rate);
   void report();
@@ -129,7 +135,7 @@ class Gating {
   std::vector<HeadTable> tables_;
   std::array<Count, kRoles> counts_;
   GateUpdate update_;
-  ScoreParts parts_;  // likewise
+  std::array<RoutedSample, kRoles> samples_;  // of the last training pass
   std::array<Tensor, kRoles> forced_;
   bool probing_ = false;
   std::array<Tensor, kRoles> probe_;

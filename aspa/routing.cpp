@@ -27,8 +27,6 @@ Tensor unit_rows(const Tensor& t) {
   return Tensor::from(values, t.shape(), t.dtype());
 }
 
-constexpr std::int64_t kScoredTokens = 32;
-
 template <class T>
 double magnitude(const T* a, const T* b, std::int64_t R) {
   T sum = 0;
@@ -41,15 +39,12 @@ double magnitude(const T* a, const T* b, std::int64_t R) {
 template <class T>
 ScoreParts parts_of(const ops::GateTensors& gates, const Tensor& projected, const PackedRows& rows,
                     const Tensor& share) {
-  const std::int64_t N = projected.size(0);
   const std::int64_t R = projected.size(1);
-  const std::int64_t sampled = std::min(N, kScoredTokens);
   const auto* begin = gates.head_begin.data<std::int32_t>();
   const bool prototypes = gates.p.defined();
   const double lambda = prototypes ? std::abs(gates.lambda.item()) : 0;
   ScoreParts sum;
-  for (std::int64_t i = 0; i < sampled; ++i) {
-    const std::int64_t n = i * N / sampled;
+  for (std::int64_t n = 0; n < projected.size(0); ++n) {
     const T* x = projected.data<T>() + n * R;
     const double norm = std::sqrt(magnitude(x, x, R));
     const double cosine_scale = norm > 0 ? lambda / norm : 0;
@@ -178,19 +173,17 @@ ops::GateStatistics Router::statistics(const Tensor& projected, const PackedRows
   return ops::gate_statistics(projected, table(), rows, share);
 }
 
-ScoreParts Router::score_parts(const Tensor& projected, const PackedRows& rows,
-                               const Tensor& share) const {
+ScoreParts Router::score_parts(const RoutedSample& sample) const {
   ops::GateTensors gates = table();
-  for (Tensor* t : {&gates.w, &gates.p, &gates.order, &gates.head_begin}) {
+  PackedRows rows = ops::pack_rows(sample.heads, heads_, 1);
+  const Tensor share = ops::gate_row_logits(sample.projected, gates, rows).share.to(kCpu);
+  for (Tensor* t :
+       {&gates.w, &gates.p, &gates.order, &gates.head_begin, &rows.row_of, &rows.heads}) {
     if (t->defined()) *t = t->to(kCpu);
   }
-  PackedRows host = rows;
-  host.row_of = rows.row_of.to(kCpu);
-  host.heads = rows.heads.to(kCpu);
-  const Tensor x = projected.to(kCpu);
-  const Tensor s = share.to(kCpu);
-  return dtype_ == DType::f64 ? parts_of<double>(gates, x, host, s)
-                              : parts_of<float>(gates, x, host, s);
+  const Tensor x = sample.projected.to(kCpu);
+  return dtype_ == DType::f64 ? parts_of<double>(gates, x, rows, share)
+                              : parts_of<float>(gates, x, rows, share);
 }
 
 GateState Router::gate_state() const {

@@ -24,8 +24,14 @@ struct RouterTables {
   Tensor ramp;              ///< [Hr] i32
 };
 
-/// Where the scores s = w·x̃ + λ·cos(x̃, p) of a pass come from: sums of share·|part| over the gates
-/// of selected heads.
+/// A few tokens of a pass and the heads that they entered, copied, to look at later.
+struct RoutedSample {
+  Tensor projected;  ///< x̃ [m, R]
+  Tensor heads;      ///< i32 [m, k]
+};
+
+/// Where the scores s = w·x̃ + λ·cos(x̃, p) of a sample come from: sums of share·|part| over the
+/// gates of its heads.
 struct ScoreParts {
   double learned = 0;
   double prototype = 0;
@@ -62,9 +68,8 @@ class Router : public Module {
   ops::GateStatistics statistics(const Tensor& projected, const PackedRows& rows,
                                  const Tensor& share) const;
 
-  /// Of up to 32 tokens, evenly spread: a sample that costs next to nothing.
-  ScoreParts score_parts(const Tensor& projected, const PackedRows& rows,
-                         const Tensor& share) const;
+  /// By the gates as they are now.
+  ScoreParts score_parts(const RoutedSample& sample) const;
 
   /// θ of a role, [Hr], on the host; and where the tokens are.
   const Tensor& theta(Role role) const { return role == Role::query ? theta_q_ : theta_k_; }

@@ -32,10 +32,6 @@ struct AspaTelemetry {
   std::int64_t dead_gates = 0;  ///< starving for as long as makes a gate dead
   std::int64_t revived = 0;     ///< gates brought back by the last step
   double lambda = 0;
-  /// Σ|λ·cos(x̃, p_g)| / (Σ|λ·cos(x̃, p_g)| + Σ|w_g·x̃|) over the gates of selected heads, each by its
-  /// share of its head, of both roles: what prototypes contribute to the scores. Over up to 32
-  /// tokens of every pass; −1 before a step, and where the gates are another layer's.
-  double prototype_share = -1;
   /// Share of (token, head) choices on the probe batch that changed since the previous probe; −1
   /// before there were two.
   double churn_query = -1;

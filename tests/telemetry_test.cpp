@@ -2,6 +2,7 @@
 // hand, what neither evaluation nor recomputation may change, and the lines of metrics.jsonl.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "aspa/prototypes.h"
@@ -33,51 +34,62 @@ AspaConfig two_heads(bool prototypes) {
   return c;
 }
 
-ScoreParts parts_of_two_tokens(bool prototypes) {
+ScoreParts parts_of_three_tokens(bool prototypes) {
   const TestLayer layer(two_heads(prototypes));
   const Router& router = layer->router();
-  router.gate_weight().value().copy_(Tensor::from({1, 2, -1, 0, 3, 3, 0, 2}, {4, 2}, DType::f64));
+  router.gate_weight().value().copy_(
+      Tensor::from({0.1, 0.2, -0.1, 0, 0.3, -0.3, 0, 0.2}, {4, 2}, DType::f64));
   router.gate_state().p.copy_(Tensor::from({1, 0, 0, -1, 0.6, 0.8, 1, 0}, {4, 2}, DType::f64));
   if (prototypes) router.lambda().value().fill_(-2);
   // Token 0 enters head 1 only, token 1 both, token 2 none.
-  const Tensor x = Tensor::from({3, 4, 0, 2, 9, 9}, {3, 2}, DType::f64);
-  const PackedRows rows =
-      ops::pack_rows(Tensor::from({1, -1, 0, 1, -1, -1}, {3, 2}, DType::i32), 2, 1);
-  // Packed rows: (head 0, token 1), (head 1, token 0), (head 1, token 1).
-  const Tensor share = Tensor::from({0.25, 0.75, 0.5, 0.5, 1, 0}, {3, 2}, DType::f64);
-  return router.score_parts(x, rows, share);
+  return router.score_parts({Tensor::from({3, 4, 0, 2, 9, 9}, {3, 2}, DType::f64),
+                             Tensor::from({1, -1, 0, 1, -1, -1}, {3, 2}, DType::i32)});
 }
 
+/// The share of the first of two gates of equal mass.
+double share_of(double score, double other) { return 1 / (1 + std::exp(other - score)); }
+
 TEST_F(AspaLayer, ScoresAreTakenApart) {
-  const ScoreParts parts = parts_of_two_tokens(true);
-  // |w·x̃|: row 0: 0.25·4 + 0.75·0; row 1: 0.5·21 + 0.5·8; row 2: 1·6 + 0·4.
-  EXPECT_NEAR(parts.learned, 1 + 10.5 + 4 + 6, 1e-12);
-  // |λ·cos|: row 0: 2·(0.25·0 + 0.75·1); row 1: 2·(0.5·1 + 0.5·0.6); row 2: 2·(1·0.8 + 0·0).
-  EXPECT_NEAR(parts.prototype, 2 * (0.75 + 0.8 + 0.8), 1e-12);
-  EXPECT_NEAR(parts.prototype_share(), 4.7 / (4.7 + 21.5), 1e-12);
+  // w·x̃ and λ·cos of the gates: token 1 in head 0: 0.4 + 0, 0 + 2; token 0 in head 1: −0.3 − 2,
+  // 0.8 − 1.2; token 1 in head 1: −0.6 − 1.6, 0.4 + 0.
+  const double a = share_of(0.4, 2);
+  const double b = share_of(-2.3, -0.4);
+  const double c = share_of(-2.2, 0.4);
+  const double learned = a * 0.4 + b * 0.3 + (1 - b) * 0.8 + c * 0.6 + (1 - c) * 0.4;
+  const double prototype = (1 - a) * 2 + b * 2 + (1 - b) * 1.2 + c * 1.6;
+  const ScoreParts parts = parts_of_three_tokens(true);
+  EXPECT_NEAR(parts.learned, learned, 1e-12);
+  EXPECT_NEAR(parts.prototype, prototype, 1e-12);
+  EXPECT_NEAR(parts.prototype_share(), prototype / (prototype + learned), 1e-12);
 }
 
 TEST_F(AspaLayer, WithoutPrototypesScoresAreLearned) {
-  const ScoreParts parts = parts_of_two_tokens(false);
-  EXPECT_NEAR(parts.learned, 21.5, 1e-12);
+  const double a = share_of(0.4, 0);
+  const double b = share_of(-0.3, 0.8);
+  const double c = share_of(-0.6, 0.4);
+  const ScoreParts parts = parts_of_three_tokens(false);
+  EXPECT_NEAR(parts.learned, a * 0.4 + b * 0.3 + (1 - b) * 0.8 + c * 0.6 + (1 - c) * 0.4, 1e-12);
   EXPECT_EQ(parts.prototype_share(), 0);
   EXPECT_EQ(ScoreParts().prototype_share(), -1);
 }
 
-TEST_F(AspaLayer, TheReportIsThatOfTheLastStep) {
+TEST_F(AspaLayer, TheReportIsThatOfTheLastTrainingPass) {
   const AspaConfig c = config();
   const TestLayer layer(c);
-  EXPECT_EQ(layer->telemetry().prototype_share, -1);
+  const auto share = [&] { return layer->gating().prototype_share(); };
+  EXPECT_EQ(share(), -1);
   run(*layer, input(c, 2, 20));
-  EXPECT_EQ(layer->telemetry().prototype_share, -1) << "not before the step";
   layer->after_step(1);
-  const double first = layer->telemetry().prototype_share;
+  const double first = share();
   EXPECT_GT(first, 0);
   EXPECT_LT(first, 1);
   layer->set_training(false);
   evaluate(*layer, input(c, 2, 20, 8).value());
   layer->after_step(1);
-  EXPECT_EQ(layer->telemetry().prototype_share, first) << "evaluation changes nothing";
+  EXPECT_EQ(share(), first) << "evaluation changes nothing";
+  layer->set_training(true);
+  run(*layer, input(c, 2, 20, 8));
+  EXPECT_NE(share(), first);
 }
 
 TEST_F(AspaLayer, RecomputationIsNotMeasuredTwice) {
@@ -91,7 +103,7 @@ TEST_F(AspaLayer, RecomputationIsNotMeasuredTwice) {
   testing::gradients(*recomputed, x, y);
   plain->after_step(1);
   recomputed->after_step(1);
-  EXPECT_EQ(recomputed->telemetry().prototype_share, plain->telemetry().prototype_share);
+  EXPECT_EQ(recomputed->gating().prototype_share(), plain->gating().prototype_share());
 }
 
 TEST_F(AspaLayer, MeasuringDecidesNothing) {
@@ -104,7 +116,7 @@ TEST_F(AspaLayer, MeasuringDecidesNothing) {
     on->after_step(1);
     off->after_step(1);
   }
-  EXPECT_EQ(off->telemetry().prototype_share, -1);
+  EXPECT_EQ(off->gating().prototype_share(), -1);
   EXPECT_EQ(off->telemetry().query.load, on->telemetry().query.load);
   EXPECT_TRUE(same_bits(off->router().gate_state().p, on->router().gate_state().p));
 }
@@ -176,7 +188,8 @@ TEST(RoutingLog, ExpertsHaveTheirOwnEntry) {
     EXPECT_EQ(line[1].at("part"), "mlp");
     EXPECT_EQ(line[1].at("query").at("load").size(), shared ? 16u : 4u);
     EXPECT_TRUE(line[1].at("key").is_null());
-    EXPECT_EQ(std::isnan(line[1].at("prototype_share").get<double>()), shared);
+    EXPECT_GT(line[1].at("prototype_share"), 0);
+    EXPECT_EQ(std::isnan(line[1].at("lambda").get<double>()), shared) << "the attention's";
   }
 }
 

@@ -43,7 +43,7 @@ ordered_json RoutingLog::line(const Transformer& model) {
                       {"density", t.density},    {"dead_gates", t.dead_gates}};
     const bool prototypes = parts[i].own_gates() && gates->config().prototypes.enabled;
     json["lambda"] = prototypes ? t.lambda : kUnknown;
-    json["prototype_share"] = known(t.prototype_share);
+    json["prototype_share"] = known(gates->prototype_share());
     const Tensor now = prototypes ? gates->router().gate_state().p.clone() : Tensor();
     json["prototype_drift"] = known(prototype_drift(prototypes_[i], now));
     prototypes_[i] = now;

@@ -13,7 +13,7 @@ class RoutingLog {
   /// One object per layer and part with gates: layer, part, alpha, k, density, dead_gates, lambda,
   /// prototype_share, prototype_drift (since the line before; null in the first), and for each role
   /// load (per head), maxvio, entropy, heads and kept; null for a role that has none. See
-  /// AspaTelemetry. Null for a model that routes nothing.
+  /// AspaTelemetry and Gating::prototype_share. Null for a model that routes nothing.
   nlohmann::ordered_json line(const Transformer& model);
 
  private:
