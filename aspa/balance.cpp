@@ -13,34 +13,14 @@ namespace {
 
 double sign(double x) { return x > 0 ? 1.0 : x < 0 ? -1.0 : 0.0; }
 
-void move(const Tensor& theta, const std::vector<double>& load, double u) {
+// load − mean load of every head; zeros where there are no loads.
+std::vector<double> over_mean(const std::vector<double>& load, std::size_t heads) {
+  std::vector<double> over(heads);
+  if (load.empty()) return over;
   const double mean =
       std::accumulate(load.begin(), load.end(), 0.0) / static_cast<double>(load.size());
-  dispatch_float(theta.dtype(), "update_thresholds", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    T* at = theta.data<T>();
-    for (std::size_t h = 0; h < load.size(); ++h) {
-      at[h] = T(static_cast<double>(at[h]) + u * sign(load[h] - mean));
-    }
-  });
-  theta.bump_version();
-}
-
-// Moves both thresholds of a head towards their mean until they are at most `gap` apart.
-void limit_gap(const Tensor& theta_q, const Tensor& theta_k, double gap) {
-  dispatch_float(theta_q.dtype(), "update_thresholds", [&](auto tag) {
-    using T = typename decltype(tag)::type;
-    T* q = theta_q.data<T>();
-    T* k = theta_k.data<T>();
-    for (std::int64_t h = 0; h < theta_q.numel(); ++h) {
-      const double a = static_cast<double>(q[h]);
-      const double b = static_cast<double>(k[h]);
-      if (std::abs(a - b) <= gap) continue;
-      const double mean = (a + b) / 2;
-      q[h] = T(mean + (a > b ? gap : -gap) / 2);
-      k[h] = T(mean - (a > b ? gap : -gap) / 2);
-    }
-  });
+  for (std::size_t h = 0; h < heads; ++h) over[h] = load[h] - mean;
+  return over;
 }
 
 }  // namespace
@@ -49,10 +29,31 @@ void update_thresholds(const BalanceConfig& config, double rate, const RoleLoads
                        const Tensor& theta_q, const Tensor& theta_k) {
   if (!config.enabled || loads.query.empty()) return;
   const double u = config.follow_rate ? config.u * rate : config.u;
-  move(theta_q, loads.query, u);
-  if (!theta_k.defined()) return;
-  move(theta_k, loads.key, u);
-  limit_gap(theta_q, theta_k, config.max_role_gap);
+  const double gap = config.max_role_gap;
+  const std::size_t heads = loads.query.size();
+  const std::vector<double> over_q = over_mean(loads.query, heads);
+  const std::vector<double> over_k = over_mean(loads.key, heads);
+  dispatch_float(theta_q.dtype(), "update_thresholds", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    T* q = theta_q.data<T>();
+    T* k = theta_k.defined() ? theta_k.data<T>() : nullptr;
+    for (std::size_t h = 0; h < heads; ++h) {
+      const auto theta = static_cast<double>(q[h]);
+      if (!k) {
+        q[h] = T(theta + u * sign(over_q[h]));
+        continue;
+      }
+      const double middle =
+          (theta + static_cast<double>(k[h])) / 2 + u * sign(over_q[h] + over_k[h]);
+      const double apart =
+          theta - static_cast<double>(k[h]) + u * (sign(over_q[h]) - sign(over_k[h]));
+      const double half = std::clamp(apart, -gap, gap) / 2;
+      q[h] = T(middle + half);
+      k[h] = T(middle - half);
+    }
+  });
+  theta_q.bump_version();
+  if (theta_k.defined()) theta_k.bump_version();
 }
 
 RoleTelemetry describe_load(std::vector<double> load) {

@@ -18,10 +18,12 @@ struct RoleLoads {
   std::vector<double> key;
 };
 
-/// The rule: θ_h ← θ_h + u·rate·sign(load_h − mean load), then |θ^Q_h − θ^K_h| ≤ max_role_gap, in
-/// place, per role. The mean is k/Hr where every token enters k heads. `rate` is the learning
-/// rate's share of its peak (unused unless config.follow_rate). theta_q and theta_k are [Hr], f32
-/// or f64; theta_k is undefined where there is no key role.
+/// The rule, in place, with o_h = load_h − mean load of a role: the middle of a head's two
+/// thresholds moves by u·rate·sign(o^Q_h + o^K_h), so that both roles together become even; their
+/// difference by u·rate·(sign(o^Q_h) − sign(o^K_h)), within ± max_role_gap. The mean is k/Hr where
+/// every token enters k heads. `rate` is the learning rate's share of its peak (unused unless
+/// config.follow_rate). theta_q and theta_k are [Hr], f32 or f64; theta_k is undefined where there
+/// is no key role: θ_h moves by u·rate·sign(o_h).
 void update_thresholds(const BalanceConfig& config, double rate, const RoleLoads& loads,
                        const Tensor& theta_q, const Tensor& theta_k);
 

@@ -70,6 +70,12 @@ void GatingConfig::check_gates(const char* layer) const {
         fmt::format("{}: density.k_max: expected at least {} (= density.k_min), got {}", layer,
                     density.k_min, density.k_max));
   }
+  if (leaky_selection && (top_p < 1 || salience.enabled())) {
+    throw ConfigError(fmt::format(
+        "{}: leaky_selection: expected top_p 1 and salience.keep 1 beside it: heads choose their "
+        "tokens",
+        layer));
+  }
   if (!std::isfinite(lambda)) {
     throw ConfigError(fmt::format("{}: lambda: expected a finite number, got {}", layer, lambda));
   }

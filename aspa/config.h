@@ -79,6 +79,9 @@ struct GatingConfig {
   double alpha = 1;                 ///< from dense (0) to linear (1)
   double lambda = 5;                ///< initial weight of the prototypes
   bool frozen_router = false;       ///< U, w, λ stay as drawn
+  /// For measurement only: heads choose tokens among the whole sequence (choose_by_head). NOT
+  /// causal; such a layer cannot decode.
+  bool leaky_selection = false;
   BalanceConfig balance;
   PrototypeConfig prototypes;
   SalienceConfig salience;

@@ -158,6 +158,9 @@ Tensor AspaAttention::shared_step(const Tensor& x, const Tensor& x_key,
 Tensor AspaAttention::routed_step(const Tensor& x, const Tensor& x_key,
                                   std::span<AttentionState* const> states) {
   if (gating_->forced()) throw ConfigError("aspa: step: a forced selection is for forward() only");
+  if (config_.leaky_selection) {
+    throw ConfigError("aspa: step: leaky_selection needs the whole sequence, later tokens too");
+  }
   const std::int64_t B = x.size(0);
   const std::int64_t Hr = config_.routed_heads;
   const Tensor every = Tensor::arange(Hr, DType::i32).unsqueeze(0).expand({B, Hr}).contiguous();

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "aspa/balance.h"
 #include "aspa/controllers.h"
@@ -99,6 +100,7 @@ RoleRouting Gating::route(Role role, const Variable& projected, std::int64_t B, 
   out.heads = forced.defined() ? forced.to(router_.device()) : decided[0];
   if (gated() && salience_) out.salience = salience_of(projected, decided[1]);
   if (probing_) probe_[index(role)] = out.heads.to(kCpu);
+  if (tally_) tally(role, out.heads);
   return out;
 }
 
@@ -110,6 +112,10 @@ Gating::Choice Gating::choose(Role role, const Tensor& projected, const TokenTim
     out.nearest = std::move(scored.nearest);
   } else {
     out.z = router_.logits(projected);
+  }
+  if (config_.leaky_selection) {
+    out.heads = choose_by_head(out.z, projected.size(0) / times.T, k());
+    return out;
   }
   const Tensor& theta = router_.theta(role, projected.device());
   Tensor count;
@@ -305,6 +311,35 @@ double Gating::prototype_share() const {
 }
 
 void Gating::force(Role role, const Tensor& heads) { forced_[index(role)] = heads; }
+
+void Gating::begin_tally() { tally_.emplace(); }
+
+void Gating::tally(Role role, const Tensor& heads) {
+  Count& count = (*tally_)[index(role)];
+  count.heads.resize(static_cast<std::size_t>(config_.routed_heads));
+  count.tokens += heads.size(0);
+  const Tensor host = heads.to(kCpu).contiguous();
+  for (std::int64_t i = 0; i < host.numel(); ++i) {
+    const std::int32_t head = host.data<std::int32_t>()[i];
+    if (head >= 0) ++count.heads[static_cast<std::size_t>(head)];
+  }
+}
+
+void Gating::end_tally() {
+  const auto counted = std::exchange(tally_, std::nullopt);
+  if (!counted || (*counted)[0].tokens == 0) return;
+  LoadTally out;
+  std::vector<double> both((*counted)[0].heads.size());
+  for (const Role role : {Role::query, Role::key}) {
+    const Count& count = (*counted)[index(role)];
+    if (count.tokens == 0) continue;  // experts have one role
+    const std::vector<double> load = count.load();
+    for (std::size_t h = 0; h < both.size(); ++h) both[h] += load[h];
+    (role == Role::query ? out.query : out.key) = describe_load(load);
+  }
+  out.both = describe_load(std::move(both));
+  telemetry_.tally = std::move(out);
+}
 
 void Gating::begin_probe() {
   probing_ = true;

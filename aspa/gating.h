@@ -4,6 +4,7 @@
 #pragma once
 
 #include <array>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -105,6 +106,10 @@ class Gating {
   /// that of the previous probe (churn).
   void begin_probe();
   void end_probe();
+  /// Between begin_tally() and end_tally() the loads of all forward passes are summed;
+  /// end_tally() puts them into telemetry().tally.
+  void begin_tally();
+  void end_tally();
 
  private:
   /// Of one role since the last step.
@@ -120,6 +125,7 @@ class Gating {
   Variable row_salience(const RoleRouting& routing, const PackedRows& rows) const;
   void count(Count& count, const PackedRows& rows) const;
   void add(Role role, const RoleRouting& routing, const PackedRows& rows, const Tensor& share);
+  void tally(Role role, const Tensor& heads);
   void learn(double rate);
   void move_prototypes(double rate);
   void report();
@@ -140,6 +146,7 @@ class Gating {
   bool probing_ = false;
   std::array<Tensor, kRoles> probe_;
   std::array<Tensor, kRoles> last_probe_;
+  std::optional<std::array<Count, kRoles>> tally_;
   AspaTelemetry telemetry_;
 };
 

@@ -28,6 +28,12 @@ struct RoutedRows {
 /// Throws ShapeError, DTypeError, ConfigError.
 void check_heads(Role role, const Tensor& heads, std::int64_t tokens, std::int64_t Hr);
 
+/// The choice of the other side: in every sequence each head takes the round(T·k/Hr), at least one,
+/// tokens with its largest z [B·T, Hr] (expert choice, Zhou et al., arXiv:2202.09368). i32 [B·T,
+/// most heads of a token]. NOT causal, as whether a token is taken depends on later ones: it is
+/// here to measure what such a leak would give.
+Tensor choose_by_head(const Tensor& z, std::int64_t B, std::int64_t k);
+
 /// The streams of `selection` for tokens [B, T] and Hr heads. `visible` as in key_ranges().
 RoutedRows pack_selection(const Selection& selection, std::int64_t B, std::int64_t Hr,
                           const Tensor& visible);

@@ -15,6 +15,12 @@ struct RoleTelemetry {
   double kept = 1;           ///< share of the tokens that entered any
 };
 
+/// Loads summed over a whole evaluation.
+struct LoadTally {
+  RoleTelemetry query, key;
+  RoleTelemetry both;  ///< rows of both roles together: what a head's products cost
+};
+
 /// What the density controller did.
 struct DensityDecision {
   std::int64_t step = 0;
@@ -36,6 +42,7 @@ struct AspaTelemetry {
   /// before there were two.
   double churn_query = -1;
   double churn_key = -1;
+  std::optional<LoadTally> tally;           ///< of the last begin_tally() … end_tally()
   std::optional<DensityDecision> decision;  ///< of the last step
 };
 

@@ -301,6 +301,61 @@ TEST_F(AspaLayer, ChurnIsMeasuredBetweenProbes) {
   EXPECT_EQ(layer->telemetry().churn_key, 0);
 }
 
+TEST_F(AspaLayer, ATallySumsLoadsOfForwardPasses) {
+  const AspaConfig c = config(DType::f32);
+  const TestLayer layer(c);
+  layer->set_training(false);
+  EXPECT_FALSE(layer->telemetry().tally);
+  std::vector<double> counts(static_cast<std::size_t>(c.routed_heads));
+  double tokens = 0;
+  layer->begin_tally();
+  for (const std::int64_t T : {30, 11}) {
+    const Variable x = input(c, 2, T);
+    evaluate(*layer, x.value());
+    tokens += static_cast<double>(2 * T);
+    for (const double head : layer->select(x).query.to_vector()) {
+      counts[static_cast<std::size_t>(head)] += 1;
+    }
+  }
+  layer->end_tally();
+  ASSERT_TRUE(layer->telemetry().tally);
+  const LoadTally& tally = *layer->telemetry().tally;
+  for (std::size_t h = 0; h < counts.size(); ++h) {
+    EXPECT_NEAR(tally.query.load[h], counts[h] / tokens, 1e-12) << h;
+    EXPECT_NEAR(tally.both.load[h], tally.query.load[h] + tally.key.load[h], 1e-12) << h;
+  }
+  EXPECT_NEAR(tally.both.heads, static_cast<double>(2 * c.k), 1e-12);
+  evaluate(*layer, input(c, 2, 30).value());
+  EXPECT_NEAR(layer->telemetry().tally->both.heads, static_cast<double>(2 * c.k), 1e-12);
+}
+
+// Whether a token is taken depends on the later ones; every head takes its share of each sequence.
+TEST_F(AspaLayer, LeakySelectionIsBalancedAndNotCausal) {
+  AspaConfig c = config(DType::f32);
+  c.leaky_selection = true;
+  const TestLayer layer(c);
+  layer->set_training(false);
+  const std::int64_t T = 2 * c.routed_heads;
+  const Tensor x = input(c, 3, T).value();
+  const Selection chosen = layer->select(Variable(x));
+  check_selection(chosen, 3 * T, c.routed_heads);
+  std::vector<int> taken(static_cast<std::size_t>(3 * c.routed_heads));
+  for (std::int64_t i = 0; i < chosen.key.numel(); ++i) {
+    const std::int32_t head = chosen.key.data<std::int32_t>()[i];
+    const std::int64_t row = i / chosen.key.size(1) / T;
+    if (head >= 0) ++taken[static_cast<std::size_t>(row * c.routed_heads + head)];
+  }
+  for (const int n : taken) EXPECT_EQ(n, 2 * c.k);
+  Tensor suffix = x.clone();
+  suffix.slice(1, T / 2, T).copy_(Tensor::randn({3, T - T / 2, c.width}, {9, 9}));
+  EXPECT_FALSE(same_bits(evaluate(*layer, suffix).slice(1, 0, T / 2),
+                         evaluate(*layer, x).slice(1, 0, T / 2)));
+  const auto state = layer->make_state();
+  AttentionState* const states[] = {state.get()};
+  EXPECT_EQ(message_of([&] { layer->step(x.select(0, 0).slice(0, 0, 1), states); }),
+            "aspa: step: leaky_selection needs the whole sequence, later tokens too");
+}
+
 TEST_F(AspaLayer, AFrozenRouterStaysAsDrawn) {
   AspaConfig c = config();
   c.frozen_router = true;

@@ -127,17 +127,20 @@ TEST(Balance, ThresholdsMoveAgainstTheLoad) {
   config.u = 0.5;
   config.max_role_gap = 100;
   const RoleLoads loads{{0.75, 0.5, 0.25}, {0.1, 0.6, 0.8}};
+  // Over the mean: query {.25, 0, -.25}, key {-.4, .1, .3}, both {-.15, .1, .05}. The middle moves
+  // by u against the last, the difference by u times the difference of the first two signs.
   update_thresholds(config, 1, loads, q, k);
-  EXPECT_EQ(q.to_vector(), (std::vector<double>{0.5, 0, -0.5}));
-  EXPECT_EQ(k.to_vector(), (std::vector<double>{-0.5, 0.5, 0.5}));
-  update_thresholds(config, 0.25, loads, q, k);
-  EXPECT_EQ(q.to_vector(), (std::vector<double>{0.625, 0, -0.625}));
+  EXPECT_EQ(q.to_vector(), (std::vector<double>{0, 0.25, 0}));
+  EXPECT_EQ(k.to_vector(), (std::vector<double>{-1, 0.75, 1}));
+  update_thresholds(config, 0.5, loads, q, k);
+  EXPECT_EQ(q.to_vector(), (std::vector<double>{0, 0.375, 0}));
   config.follow_rate = false;
   update_thresholds(config, 0.25, loads, q, k);
-  EXPECT_EQ(q.to_vector(), (std::vector<double>{1.125, 0, -1.125}));
+  EXPECT_EQ(q.to_vector(), (std::vector<double>{0, 0.625, 0}));
+  EXPECT_EQ(k.to_vector(), (std::vector<double>{-2.5, 1.875, 2.5}));
   config.enabled = false;
   update_thresholds(config, 1, loads, q, k);
-  EXPECT_EQ(q.to_vector(), (std::vector<double>{1.125, 0, -1.125}));
+  EXPECT_EQ(q.to_vector(), (std::vector<double>{0, 0.625, 0}));
 }
 
 TEST(Balance, ThresholdsOfTheRolesStayTogether) {
@@ -147,8 +150,9 @@ TEST(Balance, ThresholdsOfTheRolesStayTogether) {
   config.u = 1;
   config.max_role_gap = 0.5;
   update_thresholds(config, 1, {{0.9, 0.5, 0.1}, {0.1, 0.9, 0.1}}, q, k);
-  EXPECT_EQ(q.to_vector(), (std::vector<double>{0.25, 0.25, -1}));
-  EXPECT_EQ(k.to_vector(), (std::vector<double>{-0.25, 0.75, -1}));
+  // Both {.13, .53, -.67} over the mean.
+  EXPECT_EQ(q.to_vector(), (std::vector<double>{1.25, 0.75, -1}));
+  EXPECT_EQ(k.to_vector(), (std::vector<double>{0.75, 1.25, -1}));
 }
 
 TEST(Balance, OneThresholdForBothRoles) {
@@ -157,8 +161,8 @@ TEST(Balance, OneThresholdForBothRoles) {
   BalanceConfig config;
   config.u = 1;
   config.max_role_gap = 0;
-  update_thresholds(config, 1, {{0.9, 0.1, 0.8}, {0.8, 0.7, 0}}, q, k);
-  EXPECT_EQ(q.to_vector(), (std::vector<double>{1, 0, 0}));
+  update_thresholds(config, 1, {{0.9, 0.1, 0.8}, {0.8, 0.75, 0}}, q, k);
+  EXPECT_EQ(q.to_vector(), (std::vector<double>{1, -1, -1}));
   EXPECT_EQ(k.to_vector(), q.to_vector());
 }
 

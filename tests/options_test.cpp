@@ -266,12 +266,17 @@ TEST(Options, RefusesValuesThatMakeNoSense) {
       {"duel",
        {"--arms", "dense,sparse"},
        "--arms: expected one of dense, dense_gated, dense_shift, dense_shift_gated, aspa, "
-       "aspa_no_prototypes, aspa_frozen, aspa_no_shift, got 'sparse'"},
+       "aspa_no_prototypes, aspa_frozen, aspa_no_shift, aspa_shared, aspa_leak, got 'sparse'"},
+      {"train",
+       {"--model", "aspa_leak"},
+       "--model: expected a causal arm, got 'aspa_leak', which selects with the whole sequence in "
+       "view; only duel and recall measure it"},
       {"duel", {"--heads", "128"}, "--head-width: expected at least 2, got 1"},
       {"recall",
        {"--length", "32"},
        "--pairs: expected at most 10 (= --length 32 / 3: key, value and query), got 16"},
-      {"recall", {"--task", "copy"}, "--task: expected mqar, got 'copy'"},
+      {"recall", {"--task", "copy"}, "--task: expected mqar, mqar_rebind or stream, got 'copy'"},
+      {"recall", {"--stop-at", "1.1"}, "--stop-at: expected a number in [0, 1], got 1.1"},
       {"sample",
        {},
        "--checkpoint: expected the folder of a trained model, got nothing; proteus train makes "

@@ -55,8 +55,77 @@ TEST(RecallTask, AsksForEveryKeyOnceWithItsValue) {
   }
 }
 
-TEST(RecallTask, DependsOnSeedSplitAndIndexAlone) {
-  const RecallTaskConfig config{.length = 48, .pairs = 8, .vocab = 256, .seed = 7};
+// What followed every key when it came last, and how often a key that was known came again.
+struct Follower {
+  std::map<std::int32_t, std::int32_t> value;
+  std::int64_t rebound = 0;
+};
+
+// Reads a row as a model would, and expects the target at every query to be what it knows by then.
+Follower read_row(const std::int32_t* x, const std::int32_t* y, std::int64_t T, std::int32_t half) {
+  Follower known;
+  std::set<std::int32_t> asked;
+  for (std::int64_t t = 0; t < T; ++t) {
+    const bool is_key = x[t] < half;
+    if (y[t] != kIgnoredTarget) {
+      EXPECT_TRUE(is_key) << t;
+      EXPECT_TRUE(asked.insert(x[t]).second) << t;
+      EXPECT_EQ(y[t], known.value.at(x[t])) << t;
+    } else if (is_key) {
+      known.rebound += known.value.contains(x[t]) ? 1 : 0;
+      EXPECT_FALSE(asked.contains(x[t])) << "nothing changes after it was asked for";
+      EXPECT_LT(t + 1, T);
+      EXPECT_GE(x[t + 1], half) << "a value follows";
+      known.value[x[t]] = x[t + 1];
+    }
+  }
+  EXPECT_EQ(asked.size(), known.value.size());
+  return known;
+}
+
+TEST(RecallTask, HalfOfTheKeysAreReboundBeforeTheyAreAskedFor) {
+  for (const auto& [T, pairs] :
+       std::vector<std::pair<std::int64_t, std::int64_t>>{{40, 8}, {65, 13}, {5, 1}, {128, 16}}) {
+    const RecallTask task(
+        {.kind = RecallKind::rebind, .length = T, .pairs = pairs, .vocab = 64, .seed = 5});
+    const Batch batch = task.batch(RecallSplit::eval, 1, 30);
+    std::int64_t changed = 0;
+    for (std::int64_t row = 0; row < 30; ++row) {
+      const auto* x = batch.inputs.data<std::int32_t>() + row * T;
+      const auto* y = batch.targets.data<std::int32_t>() + row * T;
+      const Follower known = read_row(x, y, T, 32);
+      EXPECT_EQ(known.value.size(), static_cast<std::size_t>(pairs));
+      EXPECT_EQ(known.rebound, pairs / 2);
+      for (std::int64_t i = 0; i < pairs; ++i) changed += known.value.at(x[2 * i]) != x[2 * i + 1];
+    }
+    EXPECT_GE(changed, 30 * (pairs / 2) * 8 / 10) << "new values are other values, mostly";
+    EXPECT_LE(changed, 30 * (pairs / 2));
+  }
+}
+
+TEST(RecallTask, AStreamAsksInItsLastQuarter) {
+  const RecallTask task(
+      {.kind = RecallKind::stream, .length = 400, .pairs = 20, .vocab = 64, .seed = 5});
+  const Batch batch = task.batch(RecallSplit::train, 2, 20);
+  for (std::int64_t row = 0; row < 20; ++row) {
+    const auto* x = batch.inputs.data<std::int32_t>() + row * 400;
+    const auto* y = batch.targets.data<std::int32_t>() + row * 400;
+    EXPECT_EQ(read_row(x, y, 400, 32).rebound, 0);
+    for (std::int64_t t = 0; t < 300; ++t) {
+      EXPECT_EQ(y[t], kIgnoredTarget);
+      EXPECT_EQ(x[t] < 32, t < 40 && t % 2 == 0) << t;
+    }
+  }
+}
+
+class EveryKind : public ::testing::TestWithParam<RecallKind> {};
+INSTANTIATE_TEST_SUITE_P(Kinds, EveryKind,
+                         ::testing::Values(RecallKind::mqar, RecallKind::rebind,
+                                           RecallKind::stream));
+
+TEST_P(EveryKind, DependsOnSeedSplitAndIndexAlone) {
+  const RecallTaskConfig config{
+      .kind = GetParam(), .length = 48, .pairs = 8, .vocab = 256, .seed = 7};
   const RecallTask task(config);
   const auto first = values(task.batch(RecallSplit::train, 3, 33).inputs);
   task.batch(RecallSplit::train, 4, 5);
@@ -97,6 +166,12 @@ TEST(RecallTask, RefusesWhatDoesNotFit) {
   const auto make = [](RecallTaskConfig config) { return [=] { RecallTask{config}; }; };
   EXPECT_EQ(message_of<ConfigError>(make({.length = 47, .pairs = 16})),
             "--pairs: expected at most 15 (= --length 47 / 3: key, value and query), got 16");
+  EXPECT_EQ(message_of<ConfigError>(make({.kind = RecallKind::rebind, .length = 79, .pairs = 16})),
+            "--pairs: expected at most 15 (= --length 79 / 5: key, value, query with a free place, "
+            "half a rebinding), got 16");
+  EXPECT_EQ(message_of<ConfigError>(make({.kind = RecallKind::stream, .length = 63, .pairs = 16})),
+            "--pairs: expected at most 15 (= --length 63 / 4: all queries in the last quarter), "
+            "got 16");
   EXPECT_EQ(message_of<ConfigError>(make({.pairs = 0})), "--pairs: expected at least 1, got 0");
   EXPECT_EQ(message_of<ConfigError>(make({.pairs = 16, .vocab = 30})),
             "--vocab: expected an even number of at least 32 (= 2 · --pairs), got 30");

@@ -79,7 +79,7 @@ class EveryArm : public ::testing::TestWithParam<std::string> {
 };
 INSTANTIATE_TEST_SUITE_P(Arms, EveryArm,
                          ::testing::Values("dense", "dense_shift_gated", "aspa",
-                                           "aspa_no_prototypes"),
+                                           "aspa_no_prototypes", "aspa_shared"),
                          [](const auto& test) { return test.param; });
 
 std::vector<double> losses(Transformer& model, std::int64_t steps) {
@@ -160,6 +160,22 @@ TEST_P(EveryArm, SuffixAndOtherRowsLeaveEarlierLogitsUnchanged) {
     EXPECT_TRUE(
         same_bits(after.select(0, 1).slice(0, 0, keep), before.select(0, 1).slice(0, 0, keep)))
         << keep;
+  }
+}
+
+// Every arm but the one that is there to leak: what comes later changes nothing, bit for bit.
+TEST(Arms, AllButTheLeakAreCausal) {
+  const Tensor tokens = batch_of(1).inputs;
+  Tensor changed = tokens.clone();
+  constexpr std::int64_t kKept = 12;
+  changed.slice(1, kKept, 24).copy_(batch_of(2).inputs.slice(1, kKept, 24));
+  for (const Arm& arm : arms()) {
+    const auto m = make_model(small_options(), arm, kVocab, 3);
+    losses(*m, 5);
+    m->set_training(false);
+    const bool same =
+        same_bits(m->logits(changed).slice(1, 0, kKept), m->logits(tokens).slice(1, 0, kKept));
+    EXPECT_EQ(same, !arm.leaky) << arm.name;
   }
 }
 

@@ -81,6 +81,7 @@ AspaConfig aspa_config(const Options& options, const Arm& arm, std::uint64_t see
   c.routed_rope = o.rope == "none"   ? RopeSpan::none
                   : o.rope == "full" ? RopeSpan::full
                                      : RopeSpan::half;
+  c.leaky_selection = arm.leaky;
   c.dropout = options.model.dropout;
   return c;
 }
@@ -159,6 +160,16 @@ std::vector<GatedPart> gated_parts(const Transformer& model) {
   return parts;
 }
 
+namespace {
+
+void for_each_gating(const Transformer& model, void (Gating::*change)()) {
+  for (const GatedPart& part : gated_parts(model)) {
+    if (Gating* gates = part.gated->gates()) (gates->*change)();
+  }
+}
+
+}  // namespace
+
 RoutingSummary routing_summary(const Transformer& model) {
   RoutingSummary sum;
   double layers = 0;
@@ -173,6 +184,10 @@ RoutingSummary routing_summary(const Transformer& model) {
       sum.max_vio = std::max(sum.max_vio, role->max_vio);
       sum.entropy = std::min(sum.entropy, role->entropy);
     }
+    if (t.tally) {
+      sum.eval_max_vio = std::max({sum.eval_max_vio, t.tally->query.max_vio, t.tally->key.max_vio});
+      sum.eval_max_vio_both = std::max(sum.eval_max_vio_both, t.tally->both.max_vio);
+    }
     sum.dead_gates += t.dead_gates;
     for (const double role : {t.churn_query, t.churn_key}) {
       if (role < 0) continue;
@@ -180,6 +195,7 @@ RoutingSummary routing_summary(const Transformer& model) {
       probes += 1;
     }
     if (part.name != "attention") continue;
+    sum.alpha = part.gated->alpha();
     sum.density += t.density;
     layers += 1;
   }
@@ -191,20 +207,26 @@ RoutingSummary routing_summary(const Transformer& model) {
 void probe_routing(Transformer& model, const Tensor& tokens) {
   const bool training = model.training();
   model.set_training(false);
-  const auto parts = gated_parts(model);
-  const auto each = [&](void (Gating::*change)()) {
-    for (const GatedPart& part : parts) {
-      if (Gating* gates = part.gated->gates()) (gates->*change)();
-    }
-  };
-  each(&Gating::begin_probe);
+  for_each_gating(model, &Gating::begin_probe);
   {
     const NoGradGuard no_grad;
     model.hidden(tokens);
   }
-  each(&Gating::end_probe);
+  for_each_gating(model, &Gating::end_probe);
   model.set_training(training);
 }
+
+void set_alpha(const Transformer& model, double alpha) {
+  const auto parts = gated_parts(model);
+  if (parts.empty()) {
+    throw ConfigError("--alpha: expected a model with ASPA layers, got a dense one");
+  }
+  for (const GatedPart& part : parts) part.gated->set_alpha(alpha);
+}
+
+void begin_tally(const Transformer& model) { for_each_gating(model, &Gating::begin_tally); }
+
+void end_tally(const Transformer& model) { for_each_gating(model, &Gating::end_tally); }
 
 std::string model_json(const SavedModel& saved) {
   json out;

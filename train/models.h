@@ -36,8 +36,13 @@ std::vector<GatedPart> gated_parts(const Transformer& model);
 struct RoutingSummary {
   bool present = false;  ///< false for dense models: the numbers mean nothing
   double max_vio = 0;    ///< the worst of layers, parts and roles
-  double entropy = 1;    ///< the lowest of layers, parts and roles
+  /// The same over the last whole evaluation, and of both roles' rows together; −1 if there was
+  /// none. max_vio is of the last training step.
+  double eval_max_vio = -1;
+  double eval_max_vio_both = -1;
+  double entropy = 1;  ///< the lowest of layers, parts and roles
   std::int64_t dead_gates = 0;
+  double alpha = 0;    ///< of attention
   double density = 0;  ///< of attention, mean over layers
   double churn = -1;   ///< mean over layers, parts and roles since the last probe; −1 if unknown
 };
@@ -46,6 +51,14 @@ RoutingSummary routing_summary(const Transformer& model);
 /// Runs the model on a fixed batch in evaluation mode and compares the selections with those of the
 /// last such probe (see AspaAttention::begin_probe).
 void probe_routing(Transformer& model, const Tensor& tokens);
+
+/// Moves all gated parts to this alpha. Throws ConfigError when there are none.
+void set_alpha(const Transformer& model, double alpha);
+
+/// Between the two calls the loads of the heads are summed in all gated parts, for
+/// RoutingSummary::eval_max_vio.
+void begin_tally(const Transformer& model);
+void end_tally(const Transformer& model);
 
 /// The model part of a checkpoint's config.json: everything make_model needs, as JSON text, and
 /// back. `tokenizer` is Tokenizer::to_json(). Throws FileError naming `source` when the text is not

@@ -138,9 +138,10 @@ struct DuelOptions {
 };
 
 struct RecallOptions {
-  std::string task = "mqar";
+  std::string task = "mqar";  ///< see recall_kind
   std::int64_t pairs = 16;
   std::int64_t vocab = 1024;
+  double stop_at = 0;  ///< accuracy of two evaluations in a row that ends a run; 0 = none
 };
 
 struct CheckpointOptions {
@@ -236,6 +237,10 @@ struct Arm {
   bool no_prototypes = false;
   bool frozen_router = false;
   bool no_key_shift = false;
+  bool shared_only = false;  ///< no routed heads
+  /// Heads choose tokens among the whole sequence: NOT causal, to measure what a leak would give.
+  /// For duel and recall alone.
+  bool leaky = false;
 };
 std::span<const Arm> arms();
 /// Throws ConfigError naming `option` and listing the names when there is no such arm.

@@ -239,7 +239,8 @@ void check_sampling(const SamplingOptions& o) {
 void check_top_a_arms(const Options& o) {
   if (o.command != "duel" || o.sampling.top_a == "off") return;
   for (const std::string& name : o.duel.arms) {
-    if (arm_named(name, "--arms").aspa && o.aspa.routed_heads > 0) continue;
+    const Arm& arm = arm_named(name, "--arms");
+    if (arm.aspa && aspa_options(o.aspa, arm).routed_heads > 0 && !arm.leaky) continue;
     throw ConfigError(
         fmt::format("--top-a: expected --arms whose heads are routed, got '{}'; leave it out of "
                     "--arms or use --top-a off",
@@ -257,6 +258,15 @@ void check_arms(const DuelOptions& o) {
   }
   if (o.arms.empty()) throw ConfigError("--arms: expected at least one arm, got an empty list");
   check_range("seeds", o.seeds, 1, 10'000);
+}
+
+// A model that sees the future is measured beside others, and never trained to be used.
+void check_causal(const std::string& model) {
+  if (!arm_named(model, "--model").leaky) return;
+  throw ConfigError(fmt::format(
+      "--model: expected a causal arm, got '{}', which selects with the whole sequence in view; "
+      "only duel and recall measure it",
+      model));
 }
 
 }  // namespace
@@ -279,10 +289,10 @@ void validate(const Options& o) {
   check_sampling(o.sampling);
   check_arms(o.duel);
   check_top_a_arms(o);
-  arm_named(o.checkpoint.model, "--model");
+  check_causal(o.checkpoint.model);
   if (recall) {
-    check_one_of("task", o.recall.task, {"mqar"});
-    RecallTask({o.model.context, o.recall.pairs, o.recall.vocab, 0});
+    check_unit("stop-at", o.recall.stop_at);
+    RecallTask({recall_kind(o.recall.task), o.model.context, o.recall.pairs, o.recall.vocab, 0});
   }
   check_one_of("part", o.gates.part, {"attention", "mlp"});
   if (!o.gates.edit.empty()) {

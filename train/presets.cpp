@@ -18,6 +18,8 @@ constexpr Arm kArms[] = {
     {.name = "aspa_no_prototypes", .aspa = true, .no_prototypes = true},
     {.name = "aspa_frozen", .aspa = true, .frozen_router = true},
     {.name = "aspa_no_shift", .aspa = true, .no_key_shift = true},
+    {.name = "aspa_shared", .aspa = true, .shared_only = true},
+    {.name = "aspa_leak", .aspa = true, .leaky = true},
 };
 
 }  // namespace
@@ -49,6 +51,7 @@ AspaOptions aspa_options(const AspaOptions& options, const Arm& arm) {
   result.no_prototypes = result.no_prototypes || arm.no_prototypes;
   result.frozen_router = result.frozen_router || arm.frozen_router;
   result.no_key_shift = result.no_key_shift || arm.no_key_shift;
+  if (arm.shared_only) result.routed_heads = 0;
   return result;
 }
 

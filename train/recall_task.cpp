@@ -3,10 +3,11 @@
 #include <fmt/format.h>
 
 #include <limits>
+#include <utility>
+#include <vector>
 
 #include "tensor/error.h"
 #include "tensor/parallel.h"
-#include "train/draw.h"
 
 namespace proteus {
 namespace {
@@ -16,23 +17,69 @@ namespace {
 constexpr std::uint64_t kEvalBit = std::uint64_t{1} << 63;
 constexpr std::uint64_t kRecallSalt = 0x7265'6361'6c6c'0001;
 
+// The least length per pair, and what it is made of.
+struct Room {
+  std::int64_t tokens;
+  const char* why;
+};
+Room room_of(RecallKind kind) {
+  switch (kind) {
+    case RecallKind::rebind:
+      return {5, "key, value, query with a free place, half a rebinding"};
+    case RecallKind::stream:
+      return {4, "all queries in the last quarter"};
+    case RecallKind::mqar:
+      break;
+  }
+  return {3, "key, value and query"};
+}
+
 }  // namespace
+
+RecallKind recall_kind(std::string_view name) {
+  if (name == "mqar") return RecallKind::mqar;
+  if (name == "mqar_rebind") return RecallKind::rebind;
+  if (name == "stream") return RecallKind::stream;
+  throw ConfigError(fmt::format("--task: expected mqar, mqar_rebind or stream, got '{}'", name));
+}
 
 RecallTask::RecallTask(const RecallTaskConfig& config) : config_(config) {
   const auto& c = config;
   if (c.pairs < 1) {
     throw ConfigError(fmt::format("--pairs: expected at least 1, got {}", c.pairs));
   }
-  if (c.pairs > c.length / 3) {
-    throw ConfigError(fmt::format(
-        "--pairs: expected at most {} (= --length {} / 3: key, value and query), got {}",
-        c.length / 3, c.length, c.pairs));
+  const Room room = room_of(c.kind);
+  if (c.pairs > c.length / room.tokens) {
+    throw ConfigError(fmt::format("--pairs: expected at most {} (= --length {} / {}: {}), got {}",
+                                  c.length / room.tokens, c.length, room.tokens, room.why,
+                                  c.pairs));
   }
   if (c.vocab % 2 != 0 || c.vocab / 2 < c.pairs ||
       c.vocab > std::numeric_limits<std::int32_t>::max()) {
     throw ConfigError(
         fmt::format("--vocab: expected an even number of at least {} (= 2 · --pairs), got {}",
                     2 * c.pairs, c.vocab));
+  }
+}
+
+// Cells of two tokens behind the pairs, so that a key and what follows it never meet another key.
+// The first of a rebound key's two cells, in time, says the new value: whatever filler follows it.
+void RecallTask::place_rebindings(Draw& draw, const std::vector<std::int32_t>& keys,
+                                  std::int32_t* x, std::int32_t* y) const {
+  const std::int64_t pairs = config_.pairs;
+  const auto cells = draw.distinct((config_.length - 2 * pairs) / 2, pairs + rebound());
+  const auto place = [&](std::size_t i) { return 2 * pairs + 2 * std::int64_t{cells[i]}; };
+  for (std::int64_t i = 0; i < pairs; ++i) {
+    const auto n = static_cast<std::size_t>(i);
+    std::int64_t said = 2 * i;
+    std::int64_t asked = place(n);
+    if (i < rebound()) {
+      said = place(static_cast<std::size_t>(pairs + i));
+      if (said > asked) std::swap(said, asked);
+      x[said] = keys[n];
+    }
+    x[asked] = keys[n];
+    y[asked] = x[said + 1];
   }
 }
 
@@ -48,16 +95,22 @@ void RecallTask::fill_row(RecallSplit split, std::uint64_t index, std::int64_t r
   Draw draw({(std::uint64_t{row_seed.v[1]} << 32) | row_seed.v[0],
              (std::uint64_t{row_seed.v[3]} << 32) | row_seed.v[2]});
 
+  const bool late = config_.kind == RecallKind::stream;
+  const std::int64_t begin = late ? T - T / 4 : 2 * pairs;  // of the queries
   const auto keys = draw.distinct(half, pairs);
-  const auto slots = draw.distinct(T - 2 * pairs, pairs);
+  std::vector<std::int32_t> slots;
+  if (config_.kind != RecallKind::rebind) slots = draw.distinct(T - begin, pairs);
   for (std::int64_t t = 0; t < T; ++t) {
     x[t] = static_cast<std::int32_t>(half + draw.below(half));
     y[t] = kIgnoredTarget;
   }
   for (std::int64_t i = 0; i < pairs; ++i) {
+    x[2 * i] = keys[static_cast<std::size_t>(i)];  // its value is what was drawn for x[2i + 1]
+  }
+  if (config_.kind == RecallKind::rebind) return place_rebindings(draw, keys, x, y);
+  for (std::int64_t i = 0; i < pairs; ++i) {
     const auto n = static_cast<std::size_t>(i);
-    x[2 * i] = keys[n];  // its value is what was drawn for x[2i + 1]
-    const std::int64_t slot = 2 * pairs + slots[n];
+    const std::int64_t slot = begin + slots[n];
     x[slot] = keys[n];
     y[slot] = x[2 * i + 1];
   }

@@ -1,15 +1,27 @@
-// Multi-query associative recall (Arora et al., "Zoology", arXiv:2312.04927): a sequence opens with
-// key-value pairs; later every key comes once more, at a random place among filler, and the model
-// has to answer with its value. Keys are ids [0, V/2), values and filler ids [V/2, V).
+// Synthetic recall tasks. Keys are ids [0, V/2), values and filler ids [V/2, V).
+//   mqar    multi-query associative recall (Arora et al., "Zoology", arXiv:2312.04927): a sequence
+//           opens with key-value pairs; later every key comes once more, at a random place among
+//           filler, and the model has to answer with its value;
+//   rebind  the same, but half of the keys get another value on the way; what was said last counts;
+//   stream  the same as mqar, but every key is asked for in the last quarter: what was said first
+//           has to last.
+// In all of them the answer to a key is the token that followed it when it came last.
 #pragma once
 
 #include <cstdint>
+#include <string_view>
 
 #include "train/batch.h"
+#include "train/draw.h"
 
 namespace proteus {
 
+enum class RecallKind : std::uint8_t { mqar, rebind, stream };
+/// "mqar", "mqar_rebind" or "stream". Throws ConfigError naming --task.
+RecallKind recall_kind(std::string_view name);
+
 struct RecallTaskConfig {
+  RecallKind kind = RecallKind::mqar;
   std::int64_t length = 128;  ///< T
   std::int64_t pairs = 16;    ///< key-value pairs, each asked for once
   std::int64_t vocab = 1024;  ///< V
@@ -21,8 +33,8 @@ enum class RecallSplit : std::uint8_t { train, eval };
 
 class RecallTask {
  public:
-  /// Throws ConfigError when the pairs and their queries do not fit into the length, or there are
-  /// fewer keys than pairs.
+  /// Throws ConfigError when the pairs and what comes later do not fit into the length, or there
+  /// are fewer keys than pairs.
   explicit RecallTask(const RecallTaskConfig& config);
 
   const RecallTaskConfig& config() const { return config_; }
@@ -31,6 +43,9 @@ class RecallTask {
   Batch batch(RecallSplit split, std::uint64_t index, std::int64_t rows) const;
 
  private:
+  std::int64_t rebound() const { return config_.pairs / 2; }
+  void place_rebindings(Draw& draw, const std::vector<std::int32_t>& keys, std::int32_t* x,
+                        std::int32_t* y) const;
   void fill_row(RecallSplit split, std::uint64_t index, std::int64_t row, std::int32_t* x,
                 std::int32_t* y) const;
 

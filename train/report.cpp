@@ -179,6 +179,10 @@ std::string format_number(double value, int digits) {
   return std::isfinite(value) ? fmt::format("{:.{}f}", value, digits) : "–";
 }
 
+std::string format_routing(double value, int digits) {
+  return value >= 0 ? format_number(value, digits) : "–";
+}
+
 std::string format_count(double value) {
   if (!std::isfinite(value)) return "–";
   if (std::abs(value) < 999.5) return fmt::format("{:.0f}", value);

@@ -64,6 +64,8 @@ class Table {
 
 /// "1.4697", or "–" for NaN and infinity.
 std::string format_number(double value, int digits = 4);
+/// The same for a figure that is negative while nobody has measured it.
+std::string format_routing(double value, int digits);
 /// "950", "12.3k", "1.22M".
 std::string format_count(double value);
 /// "42 s", "3:05", "1:02:07".

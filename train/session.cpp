@@ -84,14 +84,16 @@ struct Session {
 
   void evaluate_now() {
     progress.pause();
+    begin_tally(model);
     const Evaluation e = task.evaluate(model);
+    end_tally(model);
     if (task.probe.inputs.defined()) probe_routing(model, task.probe.inputs);
     const RoutingSummary routing = routing_summary(model);
     result.val_loss = e.loss;
     result.accuracy = e.accuracy;
     result.best_val_loss = result.history.empty() ? e.loss : std::min(result.best_val_loss, e.loss);
     result.history.push_back(
-        {trainer.steps_done(), e.loss, e.accuracy, routing.max_vio, routing.churn});
+        {trainer.steps_done(), e.loss, e.accuracy, routing.eval_max_vio, routing.churn});
     ordered_json json = line();
     json["val_loss"] = e.loss;
     if (e.accuracy >= 0) json["accuracy"] = e.accuracy;
@@ -132,12 +134,19 @@ struct Session {
     }
   }
 
+  /// Whether the last two evaluations were as good as the task wants it.
+  bool good_enough() const {
+    const auto& points = result.history;
+    return task.stop_at > 0 && points.size() >= 2 && points.back().accuracy >= task.stop_at &&
+           points[points.size() - 2].accuracy >= task.stop_at;
+  }
+
   bool due(std::int64_t every) const {
     return every > 0 && trainer.steps_done() % every == 0 && !trainer.finished();
   }
 
   void run() {
-    while (!trainer.finished()) {
+    while (!trainer.finished() && !good_enough()) {
       if (interrupted()) {
         result.interrupted = true;
         break;
@@ -151,7 +160,7 @@ struct Session {
       if (due(options.training.eval_every)) evaluate_now();
       if (due(options.training.checkpoint_every)) save();
     }
-    if (!result.interrupted) evaluate_now();
+    if (!result.interrupted && !good_enough()) evaluate_now();
     save();
   }
 };
@@ -247,9 +256,14 @@ std::int64_t checkpoint_step(const std::string& checkpoint) {
   return json["step"];
 }
 
+std::string shown_name(const RunResult& result) {
+  return arm_named(result.name, "arm").leaky ? result.name + " (NOT causal)" : result.name;
+}
+
 ordered_json arm_json(const RunResult& r) {
   ordered_json json;
   json["name"] = r.name;
+  json["causal"] = !arm_named(r.name, "arm").leaky;
   json["seed"] = r.seed;
   json["params"] = r.params;
   json["active_params"] = r.active_params;
@@ -264,11 +278,14 @@ ordered_json arm_json(const RunResult& r) {
   json["total_flops_per_token"] = r.total_flops_per_token;
   json["peak_memory_bytes"] = r.peak_memory_bytes;
   if (r.routing.present) {
+    const auto known = [](double value) { return value >= 0 ? value : kUnknown; };
     json["routing"] = {{"maxvio", r.routing.max_vio},
+                       {"maxvio_eval", known(r.routing.eval_max_vio)},
+                       {"maxvio_eval_both", known(r.routing.eval_max_vio_both)},
                        {"dead_gates", r.routing.dead_gates},
                        {"density", r.routing.density},
                        {"entropy", r.routing.entropy},
-                       {"churn", r.routing.churn >= 0 ? r.routing.churn : kUnknown}};
+                       {"churn", known(r.routing.churn)}};
   } else {
     json["routing"] = nullptr;
   }

@@ -25,6 +25,7 @@ struct Task {
   std::function<Evaluation(Transformer&)> evaluate;
   std::int64_t vocab = 0;
   std::string tokenizer;  ///< Tokenizer::to_json(), or empty
+  double stop_at = 0;     ///< accuracy of two evaluations in a row that ends a run; 0 = none
   Batch probe;            ///< fixed: churn and the effect of gate surgery are measured on it
 };
 
@@ -74,6 +75,9 @@ TrainerConfig trainer_config(const Options& options, std::uint64_t seed);
 
 /// The step that a checkpoint stands at, for RunFolder. Throws FileError.
 std::int64_t checkpoint_step(const std::string& checkpoint);
+
+/// An arm's name in a table: one that sees the future says so.
+std::string shown_name(const RunResult& result);
 
 /// The fields of an arm in summary.json.
 nlohmann::ordered_json arm_json(const RunResult& result);

@@ -18,16 +18,17 @@ struct Entry {
 
 Table comparison(const std::vector<Entry>& entries, const Dataset& dataset) {
   Table table({"arm", "seed", "params", "steps", "train loss", "val loss", "best", "bits/byte",
-               "tokens/s", "attn FLOP/token", "peak memory", "MaxVio"});
+               "tokens/s", "attn FLOP/token", "peak memory", "MaxVio", "of both roles"});
   for (const Entry& e : entries) {
     const RunResult& r = e.result;
-    table.add_row({r.name, fmt::to_string(r.seed), format_count(static_cast<double>(r.params)),
-                   fmt::to_string(r.steps), format_number(r.train_loss), format_number(r.val_loss),
-                   format_number(r.best_val_loss),
-                   format_number(bits_per_byte(r.val_loss, dataset), 3),
-                   format_count(r.tokens_per_s), format_count(r.attention_flops_per_token),
-                   format_count(static_cast<double>(r.peak_memory_bytes)) + "B",
-                   r.routing.present ? format_number(r.routing.max_vio, 2) : "–"});
+    table.add_row(
+        {shown_name(r), fmt::to_string(r.seed), format_count(static_cast<double>(r.params)),
+         fmt::to_string(r.steps), format_number(r.train_loss), format_number(r.val_loss),
+         format_number(r.best_val_loss), format_number(bits_per_byte(r.val_loss, dataset), 3),
+         format_count(r.tokens_per_s), format_count(r.attention_flops_per_token),
+         format_count(static_cast<double>(r.peak_memory_bytes)) + "B",
+         format_routing(r.routing.eval_max_vio, 2),
+         format_routing(r.routing.eval_max_vio_both, 2)});
   }
   return table;
 }
@@ -63,21 +64,31 @@ int run_duel(const Options& given) {
       SessionConfig config;
       config.label = name;
       config.seed = seed;
-      config.checkpoint =
-          folder.file(options.duel.seeds > 1 ? fmt::format("{}-seed{}", name, seed) : name);
+      if (!arm.leaky) {
+        config.checkpoint =
+            folder.file(options.duel.seeds > 1 ? fmt::format("{}-seed{}", name, seed) : name);
+      }
       std::unique_ptr<Transformer> model;
       Entry entry{run_session(options, arm, task, config, folder, mode, model), {}};
       if (entry.result.interrupted) {
+        if (arm.leaky) {
+          fmt::print("Interrupted; what was measured so far is in {}\n", folder.path());
+          return kInterrupted;
+        }
         return say_interrupted("proteus train --resume --checkpoint " + config.checkpoint);
       }
       model->to(kCpu);  // decoding runs there
-      entry.sample = generate(*model, dataset.tokenizer(), options.sampling, seed).text;
+      if (!arm.leaky) {
+        entry.sample = generate(*model, dataset.tokenizer(), options.sampling, seed).text;
+      }
       entries.push_back(std::move(entry));
       folder.write_summary(summary(options, dataset, entries));
     }
   }
   if (!options.common.quiet) {
-    for (const Entry& e : entries) fmt::print("\n--- {} ---\n{}\n", e.result.name, e.sample);
+    for (const Entry& e : entries) {
+      if (!e.sample.empty()) fmt::print("\n--- {} ---\n{}\n", e.result.name, e.sample);
+    }
     fmt::print("\n");
   }
   fmt::print("{}", comparison(entries, dataset).text());

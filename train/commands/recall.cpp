@@ -14,7 +14,8 @@ namespace proteus {
 namespace {
 
 constexpr std::int64_t kEvalBatches = 8;
-constexpr std::int64_t kEvalRows = 256;
+constexpr std::int64_t kMostEvalRows = 256;
+constexpr std::int64_t kEvalTokens = 128 * 1024;  // of a batch: long sequences come fewer at a time
 
 // Answers that are right at the queries of a batch: only their rows go through the head.
 struct Score {
@@ -51,12 +52,15 @@ Score score(Transformer& model, const Batch& batch) {
 Task recall_task(const Options& options, const RecallTask& source) {
   Task task;
   task.vocab = options.recall.vocab;
+  task.stop_at = options.recall.stop_at;
   task.train = [&source, rows = options.training.batch](std::int64_t i) {
     return source.batch(RecallSplit::train, static_cast<std::uint64_t>(i), rows);
   };
-  task.evaluate = [&source](Transformer& model) -> Evaluation {
+  const std::int64_t eval_rows =
+      std::clamp<std::int64_t>(kEvalTokens / options.model.context, 1, kMostEvalRows);
+  task.evaluate = [&source, eval_rows](Transformer& model) -> Evaluation {
     const auto batch = [&](std::int64_t i) {
-      return source.batch(RecallSplit::eval, static_cast<std::uint64_t>(i), kEvalRows);
+      return source.batch(RecallSplit::eval, static_cast<std::uint64_t>(i), eval_rows);
     };
     Score total;
     for (std::int64_t i = 0; i < kEvalBatches; ++i) {
@@ -85,14 +89,14 @@ double largest_fall(const RunResult& r) {
 
 Table scores(const std::vector<RunResult>& results) {
   Table table({"arm", "seed", "params", "steps", "accuracy", "largest fall", "loss", "tokens/s",
-               "MaxVio", "churn"});
+               "MaxVio", "of both roles", "churn"});
   for (const RunResult& r : results) {
-    const bool routed = r.routing.present;
-    table.add_row({r.name, fmt::to_string(r.seed), format_count(static_cast<double>(r.params)),
-                   fmt::to_string(r.steps), format_number(r.accuracy),
-                   format_number(largest_fall(r)), format_number(r.val_loss),
-                   format_count(r.tokens_per_s), routed ? format_number(r.routing.max_vio, 2) : "–",
-                   routed && r.routing.churn >= 0 ? format_number(r.routing.churn, 3) : "–"});
+    table.add_row(
+        {shown_name(r), fmt::to_string(r.seed), format_count(static_cast<double>(r.params)),
+         fmt::to_string(r.steps), format_number(r.accuracy), format_number(largest_fall(r)),
+         format_number(r.val_loss), format_count(r.tokens_per_s),
+         format_routing(r.routing.eval_max_vio, 2), format_routing(r.routing.eval_max_vio_both, 2),
+         format_routing(r.routing.churn, 3)});
   }
   return table;
 }
@@ -113,8 +117,8 @@ int run_recall(const Options& given) {
   for (const std::string& name : options.duel.arms) {
     for (std::int64_t i = 0; i < options.duel.seeds; ++i) {
       const auto seed = static_cast<std::uint64_t>(options.common.seed + i);
-      const RecallTask source(
-          {options.model.context, options.recall.pairs, options.recall.vocab, seed});
+      const RecallTask source({recall_kind(options.recall.task), options.model.context,
+                               options.recall.pairs, options.recall.vocab, seed});
       SessionConfig config;
       config.label = name;
       config.seed = seed;
