@@ -17,19 +17,28 @@ constexpr std::int64_t kBlockRows = 96;  // packed rows per task and per widened
 
 constexpr std::int64_t ceil_div(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
+/// Columns of a group's matrix: row-major with stride ld.
+template <class A>
+struct Columns {
+  const A* data = nullptr;
+  std::int64_t ld = 0;
+};
+
 /// The matrices of all groups as [K, N] in the accumulation type: as they are if that is how they
-/// lie, otherwise copied (transposed, widened). Groups without rows are left out.
+/// lie, otherwise copied (transposed, widened). Groups without rows are left out. Matrices that
+/// are `read_once` are transposed where they are read, and never go through memory twice.
 template <class T>
 class Matrices {
  public:
   using A = accum_t<T>;
 
   Matrices(const void* w, std::int64_t groups, std::int64_t sequences, std::int64_t K,
-           std::int64_t N, bool trans, const std::int32_t* offsets)
+           std::int64_t N, bool trans, const std::int32_t* offsets, bool read_once)
       : K_(K), N_(N) {
     const T* from = static_cast<const T*>(w);
     if constexpr (std::is_same_v<T, A>) {
-      if (!trans) {
+      transposed_later_ = trans && read_once;
+      if (!trans || read_once) {
         base_ = from;
         return;
       }
@@ -50,7 +59,19 @@ class Matrices {
     });
   }
 
-  const A* group(std::int64_t g) const { return base_ + g * K_ * N_; }
+  /// Columns [first, first + count) of group g; `buffer` may hold them.
+  Columns<A> columns(std::int64_t g, std::int64_t first, std::int64_t count,
+                     std::vector<A>& buffer) const {
+    const A* group = base_ + g * K_ * N_;
+    if constexpr (std::is_same_v<T, A>) {
+      if (transposed_later_) {
+        buffer.resize(static_cast<std::size_t>(K_ * count));
+        transpose(group + first * K_, K_, buffer.data(), count, count, K_);
+        return {buffer.data(), count};
+      }
+    }
+    return {group + first, N_};
+  }
 
  private:
   void copy(const T* from, A* to, std::int64_t k0, std::int64_t k1, bool trans) const {
@@ -64,6 +85,7 @@ class Matrices {
   const A* base_ = nullptr;
   std::unique_ptr<Storage> storage_;
   std::int64_t K_ = 0, N_ = 0;
+  bool transposed_later_ = false;
 };
 
 /// Rows [begin, end) of x (row r is x[token[r]], or x[r] without a list), columns [first, first +
@@ -113,50 +135,66 @@ std::vector<RowBlock> row_blocks(const GroupedGather& a) {
 template <class T>
 void gather_typed(const GroupedGather& a) {
   using A = accum_t<T>;
-  const Matrices<T> w(a.w, a.groups, a.sequences, a.K, a.N, a.trans_w, a.offsets);
   const auto blocks = row_blocks(a);
+  const bool read_once = static_cast<std::int64_t>(blocks.size()) <= a.groups;
+  const Matrices<T> w(a.w, a.groups, a.sequences, a.K, a.N, a.trans_w, a.offsets, read_once);
   parallel_for(static_cast<std::int64_t>(blocks.size()), 1, [&](auto from, auto to) {
+    thread_local std::vector<A> turned;
     thread_local std::vector<A> wide;
     thread_local std::vector<A> sums;
     for (std::int64_t i = from; i < to; ++i) {
       const auto [g, begin, end] = blocks[static_cast<std::size_t>(i)];
       const auto x = left_factor<T>(a.x, a.token, a.K, begin, end, wide);
+      const Columns<A> m = w.columns(g, 0, a.N, turned);
       T* y = static_cast<T*>(a.y) + begin * a.N;
       if constexpr (std::is_same_v<T, A>) {
-        tile::gemm<A>(end - begin, a.N, a.K, x, w.group(g), a.N, {y, a.N, nullptr}, false);
+        tile::gemm<A>(end - begin, a.N, a.K, x, m.data, m.ld, {y, a.N, nullptr}, false);
       } else {
         sums.resize(static_cast<std::size_t>((end - begin) * a.N));
-        tile::gemm<A>(end - begin, a.N, a.K, x, w.group(g), a.N, {sums.data(), a.N, nullptr},
-                      false);
+        tile::gemm<A>(end - begin, a.N, a.K, x, m.data, m.ld, {sums.data(), a.N, nullptr}, false);
         for (std::size_t j = 0; j < sums.size(); ++j) y[j] = T(sums[j]);
       }
     }
   });
 }
 
-// One task owns some columns of one sequence and goes through the groups in order: nobody else
-// writes there, and every token gets its heads in ascending order.
+// Sequences that share a pass over the weights: as many as give a group some rows on average. With
+// many groups a sequence has hardly a row of each, and every weight would be read for every row.
+std::int64_t sequences_at_once(const GroupedScatter& a) {
+  constexpr std::int64_t kRows = 24;
+  const std::int64_t wanted = kRows * a.groups * a.sequences;
+  return std::clamp<std::int64_t>(ceil_div(wanted, std::max<std::int64_t>(1, a.rows)), 1,
+                                  a.sequences);
+}
+
+// One task owns some columns of some sequences and goes through the groups in order: nobody else
+// writes there, and every token gets its heads in ascending order, however the work is cut.
 template <class T>
 void scatter_typed(const GroupedScatter& a) {
   using A = accum_t<T>;
-  const Matrices<T> w(a.w, a.groups, a.sequences, a.K, a.N, a.trans_w, a.offsets);
   constexpr std::int64_t kTasks = 32;
   constexpr std::int64_t kColumns = 64;  // what the microkernel takes at once
   const std::int64_t strips = ceil_div(a.N, kColumns);
-  const std::int64_t parts = std::clamp<std::int64_t>(ceil_div(kTasks, a.sequences), 1, strips);
+  const std::int64_t together = sequences_at_once(a);
+  const std::int64_t runs = ceil_div(a.sequences, together);
+  const Matrices<T> w(a.w, a.groups, a.sequences, a.K, a.N, a.trans_w, a.offsets, runs == 1);
+  const std::int64_t parts = std::clamp<std::int64_t>(ceil_div(kTasks, runs), 1, strips);
   const std::int64_t width = ceil_div(strips, parts) * kColumns;
-  parallel_for(a.sequences * parts, 1, [&](auto from, auto to) {
+  parallel_for(runs * parts, 1, [&](auto from, auto to) {
+    thread_local std::vector<A> turned;
     thread_local std::vector<A> wide;
     for (std::int64_t t = from; t < to; ++t) {
-      const std::int64_t s = t / parts;
+      const std::int64_t first = t / parts * together;
+      const std::int64_t last = std::min(a.sequences, first + together);
       const std::int64_t column = t % parts * width;
       const std::int64_t n = std::min(width, a.N - column);
       for (std::int64_t g = 0; g < a.groups && n > 0; ++g) {
-        const std::int64_t begin = a.offsets[g * a.sequences + s];
-        const std::int64_t end = a.offsets[g * a.sequences + s + 1];
+        const std::int64_t begin = a.offsets[g * a.sequences + first];
+        const std::int64_t end = a.offsets[g * a.sequences + last];
         if (begin == end) continue;
         const auto y = left_factor<T>(a.y, nullptr, a.K, begin, end, wide);
-        tile::gemm<A>(end - begin, n, a.K, y, w.group(g) + column, a.N,
+        const Columns<A> m = w.columns(g, column, n, turned);
+        tile::gemm<A>(end - begin, n, a.K, y, m.data, m.ld,
                       {static_cast<A*>(a.out) + column, a.N, a.token + begin}, true);
       }
     }

@@ -87,6 +87,20 @@ struct LogitTile {
     }
   }
 
+  // z of all heads: some of them at a time, so that a token's row is written a cache line at once.
+  void write_heads(std::int64_t count, T* z) const {
+    constexpr std::int64_t kHeads = kWidth;
+    Lanes block[kHeads];
+    for (std::int64_t first = 0; first < gates.Hr; first += kHeads) {
+      const std::int64_t heads = std::min(kHeads, gates.Hr - first);
+      for (std::int64_t h = 0; h < heads; ++h) head(first + h, block[h]);
+      for (std::int64_t i = 0; i < count; ++i) {
+        T* to = z + i * gates.Hr + first;
+        for (std::int64_t h = 0; h < heads; ++h) to[h] = block[h].t[i];
+      }
+    }
+  }
+
   // Gates come in the order of their heads: of equally near ones the lower index wins explicitly.
   void keep_nearest(std::int32_t gate, const Vector* cosine) {
     const Integers index = Integers{} + gate;
@@ -135,8 +149,12 @@ struct LogitTile {
     }
   }
 
-  // z of one head, with the largest score taken out before exp.
+  // z of one head, with the largest score taken out before exp; of one gate it is the score.
   void head(std::int64_t h, Lanes& z) const {
+    if (gates.head_begin[h + 1] == gates.head_begin[h] + 1) {
+      z = scores[static_cast<std::size_t>(gates.head_begin[h])];
+      return;
+    }
     Lanes top;
     Lanes sum;
     std::fill_n(top.t, kTokens, -std::numeric_limits<T>::max());
@@ -168,12 +186,7 @@ void gate_logits_typed(const GateLogitsFwd& a) {
       tile.load(static_cast<const T*>(a.x) + n * a.gates.R, count);
       for (std::int64_t g = 0; g < G; g += Tile::kGates) tile.score(g, a.nearest != nullptr);
       if (a.nearest) tile.write_nearest(count, a.nearest + n);
-      T* z = static_cast<T*>(a.z) + n * a.gates.Hr;
-      for (std::int64_t h = 0; h < a.gates.Hr; ++h) {
-        typename Tile::Lanes lanes;
-        tile.head(h, lanes);
-        for (std::int64_t i = 0; i < count; ++i) z[i * a.gates.Hr + h] = lanes.t[i];
-      }
+      tile.write_heads(count, static_cast<T*>(a.z) + n * a.gates.Hr);
     }
   });
 }

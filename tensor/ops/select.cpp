@@ -68,25 +68,36 @@ class BestList {
   std::array<Best<T>, kMostBest> best_;
 };
 
+// Whether a value of scores − theta is not at most `bound`: above it, or NaN.
 template <class T>
-bool any_above(const T* values, std::int64_t n, T bound) {
-  int above = 0;
-#pragma omp simd reduction(| : above)
-  for (std::int64_t i = 0; i < n; ++i) above |= values[i] > bound ? 1 : 0;
-  return above != 0;
+bool any_not_below(const T* scores, const T* theta, std::int64_t n, T bound) {
+  int found = 0;
+  if (theta) {
+#pragma omp simd reduction(| : found)
+    for (std::int64_t i = 0; i < n; ++i) found |= scores[i] - theta[i] <= bound ? 0 : 1;
+  } else {
+#pragma omp simd reduction(| : found)
+    for (std::int64_t i = 0; i < n; ++i) found |= scores[i] <= bound ? 0 : 1;
+  }
+  return found != 0;
 }
 
-// Once the list is full, a block is entered only if one of its values belongs into the list: in
-// random order that happens about k·ln(H/k) times.
+// One pass over the row. Once the list is full, a block is entered only if one of its values
+// belongs into the list: in random order that happens about k·ln(H/k) times. False for a NaN.
 template <class T>
-void select_few(const T* values, std::int64_t H, std::int64_t k, std::int32_t* heads) {
+bool select_few(const T* scores, const T* theta, std::int64_t H, std::int64_t k,
+                std::int32_t* heads) {
   BestList<T> list(k);
+  T values[kBlock];
   for (std::int64_t begin = 0; begin < H; begin += kBlock) {
-    const std::int64_t end = std::min(H, begin + kBlock);
-    if (list.full() && !any_above(values + begin, end - begin, list.worst())) continue;
-    for (std::int64_t h = begin; h < end; ++h) list.offer(values[h], h);
+    const std::int64_t n = std::min(kBlock, H - begin);
+    const T* block_theta = theta ? theta + begin : nullptr;
+    if (list.full() && !any_not_below(scores + begin, block_theta, n, list.worst())) continue;
+    if (!adjust(scores + begin, block_theta, n, values)) return false;
+    for (std::int64_t i = 0; i < n; ++i) list.offer(values[i], begin + i);
   }
   list.write(heads);
+  return true;
 }
 
 template <class T>
@@ -139,18 +150,21 @@ void topk_typed(const TopkFwd& a) {
     std::vector<std::int32_t> order;
     std::vector<T> apart(static_cast<std::size_t>(a.extra ? a.H : 0));
     for (std::int64_t n = begin; n < end; ++n) {
-      if (!adjust(static_cast<const T*>(a.scores) + n * a.H, static_cast<const T*>(a.theta), a.H,
-                  values.data())) {
-        invalid[static_cast<std::size_t>(begin / kRowGrain)] = static_cast<std::int32_t>(n);
-        return;
-      }
+      const T* scores = static_cast<const T*>(a.scores) + n * a.H;
+      const T* theta = static_cast<const T*>(a.theta);
       std::int32_t* heads = a.heads + n * (a.k + a.extras);
       const std::int64_t k = a.count ? std::clamp<std::int64_t>(a.count[n], 0, a.k) : a.k;
       std::fill(heads + k, heads + a.k + a.extras, kNone);
-      if (k == 0) continue;
+      const bool one_pass = !a.extra && k > 0 && k <= kMostBest;
+      if (one_pass ? !select_few(scores, theta, a.H, k, heads)
+                   : !adjust(scores, theta, a.H, values.data())) {
+        invalid[static_cast<std::size_t>(begin / kRowGrain)] = static_cast<std::int32_t>(n);
+        return;
+      }
+      if (k == 0 || one_pass) continue;
       if (a.extra) set_apart(a, values, apart);
       if (k <= kMostBest) {
-        select_few(values.data(), a.H, k, heads);
+        select_few<T>(values.data(), nullptr, a.H, k, heads);
       } else {
         select_many(values.data(), a.H, k, order, heads);
       }

@@ -1,0 +1,69 @@
+# What the studies share; sourced, never run. A study queues its runs with `run`, carries them out with
+# `finish`, and prints what is in their folders with `table`. A run that has a summary is not repeated,
+# so that an interrupted study goes on where it stopped.
+#
+#   JOBS     runs at a time, one thread each (default: the number of cores)
+#   DATA     the text (default data/tinyshakespeare.txt, as scripts/get_data fetches it)
+#   RUNS     where run folders go (default runs/studies)
+#   PROTEUS  the program (default build/cpu/train/proteus)
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+JOBS=${JOBS:-$(nproc)}
+DATA=${DATA:-data/tinyshakespeare.txt}
+RUNS=${RUNS:-runs/studies}
+PROTEUS=${PROTEUS:-build/cpu/train/proteus}
+BENCH=${BENCH:-build/cpu/bench}
+export OMP_WAIT_POLICY=passive
+started=$(date +%s)
+queue=()
+
+need_data() {
+  [ -f "$DATA" ] && return
+  echo "$0: $DATA is not there; scripts/get_data fetches it, or name a text with DATA=FILE" >&2
+  exit 1
+}
+
+# run FOLDER COMMAND OPTIONS...: one run of the program, into $RUNS/FOLDER.
+run() {
+  local folder=$RUNS/$1
+  shift
+  [ -f "$folder/done" ] && return
+  queue+=("$folder $(printf '%q ' "$@")")
+}
+
+# carry_out "FOLDER ARGUMENTS": for finish.
+carry_out() {
+  local folder=${1%% *}
+  mkdir -p "$folder"
+  if eval "$PROTEUS ${1#* } --threads 1 --quiet --out $folder" >"$folder.log" 2>&1; then
+    touch "$folder/done"
+  else
+    echo "$folder failed: $(tail -n 1 "$folder.log")" >&2
+    return 1
+  fi
+}
+export -f carry_out
+export PROTEUS
+
+# Runs what is queued, JOBS at a time, in order; fails when one of them did.
+finish() {
+  local status=0
+  if [ ${#queue[@]} -gt 0 ]; then
+    printf '%s\0' "${queue[@]}" | xargs -0 -P "$JOBS" -I{} bash -c 'carry_out "$1"' _ {} || status=1
+  fi
+  queue=()
+  return $status
+}
+
+# table LABEL=FOLDER...: see bench/study_table.cpp; folders below $RUNS that are not done are left out.
+table() {
+  local rows=()
+  for row in "$@"; do
+    [ -f "$RUNS/${row#*=}/done" ] && rows+=("${row%%=*}=$RUNS/${row#*=}")
+  done
+  "$BENCH/study_table" "${rows[@]}"
+}
+
+elapsed() {
+  echo "$(($(date +%s) - started)) s with $JOBS runs at a time; runs that were there already are not counted."
+}
