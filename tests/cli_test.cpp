@@ -325,6 +325,70 @@ TEST(Cli, GatesOfExperts) {
   }
 }
 
+TEST(Cli, TheLeakIsMeasuredAndNeverUsed) {
+  const TemporaryFolder folder;
+  folder.write("text", some_text(4000));
+  const Args data = {"--data", "text", "--steps", "2", "--out", "run"};
+  const Outcome duel = run(folder, joined(joined({"duel", "--arms", "aspa_leak"}, kSmall), data));
+  ASSERT_EQ(duel.code, 0) << duel.err;
+  EXPECT_NE(duel.out.find("aspa_leak (NOT causal)"), std::string::npos) << duel.out;
+  EXPECT_FALSE(fs::exists(folder.file("run/aspa_leak")));
+  EXPECT_EQ(nlohmann::json::parse(folder.read("run/summary.json"))["arms"][0]["causal"], false);
+  EXPECT_EQ(run(folder, joined(joined({"train", "--model", "aspa_leak"}, kSmall), data)).code, 2);
+
+  ASSERT_EQ(run(folder, joined(joined({"train"}, kSmall), data)).code, 0);
+  nlohmann::json config = nlohmann::json::parse(folder.read("run/checkpoint/config.json"));
+  config["arm"] = "aspa_leak";
+  folder.write("run/checkpoint/config.json", config.dump());
+  for (const char* command : {"sample", "eval"}) {
+    const Outcome o = run(folder, {command, "--checkpoint", "run/checkpoint"});
+    EXPECT_EQ(o.code, 2) << o.err;
+    EXPECT_NE(o.err.find("expected a causal model"), std::string::npos) << o.err;
+  }
+}
+
+TEST(Cli, EvalMovesAlpha) {
+  const TemporaryFolder folder;
+  folder.write("text", some_text(4000));
+  for (const char* model : {"aspa", "dense"}) {
+    const Args data = {"--data", "text", "--steps", "2", "--model", model, "--out", model};
+    ASSERT_EQ(run(folder, joined(joined({"train"}, kSmall), data)).code, 0);
+  }
+  const auto flops = [&](const char* alpha) {
+    const Outcome o = run(folder, {"eval", "--checkpoint", "aspa/checkpoint", "--data", "text",
+                                   "--out", "eval", "--alpha", alpha});
+    EXPECT_EQ(o.code, 0) << o.err;
+    const auto summary = nlohmann::json::parse(folder.read("eval/summary.json"));
+    EXPECT_EQ(summary["alpha"], std::stod(alpha));
+    return summary["attention_flops_per_token"].get<double>();
+  };
+  EXPECT_LT(flops("1"), flops("0.5"));
+  EXPECT_LT(flops("0.5"), flops("0"));
+  const Outcome dense =
+      run(folder, {"eval", "--checkpoint", "dense/checkpoint", "--data", "text", "--alpha", "0.5"});
+  EXPECT_EQ(dense.code, 2);
+  EXPECT_NE(dense.err.find("--alpha: expected a model with ASPA layers"), std::string::npos);
+}
+
+// Two values: half of the answers are right by chance once the model answers with values at all.
+TEST(Cli, RecallStopsAfterTwoGoodEvaluations) {
+  const TemporaryFolder folder;
+  const Args task = {"recall", "--length", "8",     "--pairs",   "1",   "--vocab",
+                     "4",      "--arms",   "dense", "--steps",   "500", "--eval-every",
+                     "3",      "--lr",     "1e-2",  "--stop-at", "0.2", "--out",
+                     "run"};
+  const Outcome o = run(folder, joined(task, kSmall));
+  ASSERT_EQ(o.code, 0) << o.err;
+  const auto arm = nlohmann::json::parse(folder.read("run/summary.json"))["arms"][0];
+  const auto history = arm["history"];
+  ASSERT_GE(history.size(), 2u);
+  EXPECT_EQ(arm["steps"], 3 * history.size()) << "evaluated once at the end";
+  for (std::size_t i = 1; i < history.size(); ++i) {
+    const bool both = history[i - 1]["accuracy"] >= 0.2 && history[i]["accuracy"] >= 0.2;
+    EXPECT_EQ(both, i + 1 == history.size()) << i;
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Cli, Interrupted, ::testing::Values("train", "duel"));
 
 }  // namespace

@@ -55,7 +55,7 @@ finish() {
   return $status
 }
 
-# table LABEL=FOLDER...: see bench/study_table.cpp; folders below $RUNS that are not done are left out.
+# table LABEL=FOLDER...: see bench/studies/table.cpp; folders below $RUNS that are not done are left out.
 table() {
   local rows=()
   for row in "$@"; do

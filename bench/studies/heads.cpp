@@ -2,11 +2,11 @@
 // and balancing included, for several numbers of heads, measured in turns. The router is also
 // measured alone (projection, all z, selection, both roles, forward).
 //
-// usage: heads_bench TOKENS ROUNDS HEADS...
-// A step has TOKENS tokens in sequences of 512; width 512, heads of 64, 2 shared ones with a window
-// of 64, k = 4, one gate a head, a routing width of 32. Threads: OMP_NUM_THREADS.
-// Prints a table of the fastest round: milliseconds of CPU time, and the ratio to the first number
-// of heads.
+// usage: heads_study TOKENS K ROUNDS HEADS...
+// A step has TOKENS tokens in sequences of 2,048; width 512, heads of 64, 2 shared ones with a
+// window of 64, K routed heads a token, one gate a head, a routing width of 32. Threads:
+// OMP_NUM_THREADS. Prints a table of the fastest round: milliseconds of CPU time, and the ratio to
+// the first number of heads.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -24,16 +24,16 @@
 namespace proteus {
 namespace {
 
-constexpr std::int64_t kLength = 512;
+constexpr std::int64_t kLength = 2048;
 
-AspaConfig config_with(std::int64_t heads) {
+AspaConfig config_with(std::int64_t heads, std::int64_t k) {
   AspaConfig c;
   c.width = 512;
   c.head_width = 64;
   c.shared_heads = 2;
   c.shared_window = 64;
   c.routed_heads = heads;
-  c.k = 4;
+  c.k = k;
   c.window = 128;
   c.gates_per_head = 1;
   c.routing_width = 32;
@@ -57,8 +57,8 @@ struct Layer {
   double step = std::numeric_limits<double>::infinity();
   double router = step;
 
-  Layer(std::int64_t heads, std::int64_t tokens)
-      : attention(config_with(heads), 0.02, init, dropout),
+  Layer(std::int64_t heads, std::int64_t k, std::int64_t tokens)
+      : attention(config_with(heads, k), 0.02, init, dropout),
         x(Tensor::randn({tokens / kLength, kLength, 512}, {3, 0}), true),
         dy(Tensor::randn(x.shape(), {4, 0})) {
     attention.set_training(true);
@@ -75,9 +75,9 @@ struct Layer {
   }
 };
 
-int run(std::int64_t tokens, int rounds, const std::vector<std::int64_t>& heads) {
+int run(std::int64_t tokens, std::int64_t k, int rounds, const std::vector<std::int64_t>& heads) {
   std::vector<std::unique_ptr<Layer>> layers;
-  for (const std::int64_t h : heads) layers.push_back(std::make_unique<Layer>(h, tokens));
+  for (const std::int64_t h : heads) layers.push_back(std::make_unique<Layer>(h, k, tokens));
   for (const auto& layer : layers) {
     layer->measure();  // warm
     layer->step = layer->router = std::numeric_limits<double>::infinity();
@@ -91,7 +91,7 @@ int run(std::int64_t tokens, int rounds, const std::vector<std::int64_t>& heads)
                    format_number(layers[i]->step / layers[0]->step, 2),
                    format_number(layers[i]->router * 1e3, 1)});
   }
-  fmt::print("{} tokens a step, {} threads, fastest of {} rounds in turns\n{}", tokens,
+  fmt::print("{} tokens a step, k = {}, {} threads, fastest of {} rounds in turns\n{}", tokens, k,
              num_threads(), rounds, table.text());
   return 0;
 }
@@ -100,16 +100,16 @@ int run(std::int64_t tokens, int rounds, const std::vector<std::int64_t>& heads)
 }  // namespace proteus
 
 int main(int argc, char** argv) {
-  if (argc < 4) {
-    fmt::print(stderr, "usage: heads_bench TOKENS ROUNDS HEADS...\n");
+  if (argc < 5) {
+    fmt::print(stderr, "usage: heads_study TOKENS K ROUNDS HEADS...\n");
     return 2;
   }
   try {
     std::vector<std::int64_t> heads;
-    for (int i = 3; i < argc; ++i) heads.push_back(std::stoll(argv[i]));
-    return proteus::run(std::stoll(argv[1]), std::stoi(argv[2]), heads);
+    for (int i = 4; i < argc; ++i) heads.push_back(std::stoll(argv[i]));
+    return proteus::run(std::stoll(argv[1]), std::stoll(argv[2]), std::stoi(argv[3]), heads);
   } catch (const std::exception& error) {
-    fmt::print(stderr, "heads_bench: {}\n", error.what());
+    fmt::print(stderr, "heads_study: {}\n", error.what());
     return 2;
   }
 }

@@ -15,7 +15,7 @@ namespace proteus {
 namespace {
 
 constexpr std::int64_t kRowGrain = 64;  // rows per chunk
-constexpr std::int64_t kBlock = 64;     // values looked at together
+constexpr std::int64_t kBlock = 16;     // values looked at together
 constexpr std::int64_t kMostBest = 32;  // larger k: a partial sort instead of a list of the best
 
 template <class T>
