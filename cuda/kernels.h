@@ -3,6 +3,7 @@
 #pragma once
 
 #define PROTEUS_CUDA_FAMILIES(X) \
+  X(attention)                   \
   X(copy)                        \
   X(dropout)                     \
   X(elementwise)                 \

@@ -121,6 +121,8 @@ AttentionProblem problem(const Tensor& q, const Tensor& k, const Tensor& v, cons
   p.hi = plan.hi.data<std::int32_t>();
   p.segments = reinterpret_cast<const AttentionSegment*>(plan.segments.data<std::int64_t>());
   p.segment_count = plan.segments.size(0);
+  p.queries = plan.slots;
+  p.keys = k.size(0) * k.size(1);
   p.D = q.size(2);
   p.anchors = plan.anchors;
   p.scale = options.scale != 0 ? options.scale : 1.0 / std::sqrt(static_cast<double>(p.D));

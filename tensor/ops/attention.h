@@ -52,6 +52,9 @@ struct AttentionProblem {
   const std::int32_t* hi = nullptr;
   const AttentionSegment* segments = nullptr;
   std::int64_t segment_count = 0;
+  /// At least the queries and keys of all segments together, for grids of devices whose segments
+  /// the host cannot read.
+  std::int64_t queries = 0, keys = 0;
   std::int64_t D = 0;
   std::int64_t anchors = 0;
   double scale = 1;

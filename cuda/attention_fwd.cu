@@ -1,0 +1,178 @@
+// The forward kernel for bf16 on tensor cores (mma.sync, sm_80 and later). A block has a tile of
+// queries, 32 for each of its warps, and walks the key tiles that they see; while one is computed
+// with, the next one's K and V are on their way (cp.async). Scores, softmax and output stay in
+// registers: S = Q·Kᵀ comes out of the tensor cores in the layout in which P·V takes it in.
+#include "cuda/attention_rungs.h"
+#include "cuda/attention_softmax.cuh"
+
+namespace proteus::cuda {
+namespace {
+
+constexpr int kBlocks = 2;           // of 16 queries per warp: each B block feeds two products
+constexpr int kRows = 16 * kBlocks;  // queries per warp
+constexpr int kStages = 2;
+/// Keys per tile: at width 128 the output leaves few registers for scores.
+template <int kD>
+constexpr int kKeys = kD <= 64 ? 64 : 32;
+
+template <int kD, int kWarps>
+struct Shared {
+  alignas(128) bf16 q[kWarps * kRows * kD];
+  alignas(128) bf16 k[kStages][kKeys<kD> * kD];
+  alignas(128) bf16 v[kStages][kKeys<kD> * kD];
+};
+
+/// Scores to units of log₂, with the keys' bias.
+template <int kColumns>
+__device__ void add_bias(Accumulator<kBlocks, kColumns>& s, const float* bias, int keys,
+                         float scale) {
+#pragma unroll
+  for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int j = 8 * n + lane_id() % 4 * 2 + e;
+      const float b = j < keys ? bias[j] * kLog2E : 0.0f;
+#pragma unroll
+      for (int m = 0; m < kBlocks; ++m) {
+        s[m][n][e] = fmaf(s[m][n][e], scale, b);
+        s[m][n][2 + e] = fmaf(s[m][n][2 + e], scale, b);
+      }
+    }
+  }
+}
+
+/// Multiplies the weights by 0 or 1/(1 − p). Two neighbouring lanes hold the four keys of one draw:
+/// the even one draws for the upper row and the odd one for the lower, and they swap halves.
+template <int kColumns>
+__device__ void drop(Accumulator<kBlocks, kColumns>& s, const Dropout<float>& dropout,
+                     std::int64_t slot, int first) {
+  const bool odd = lane_id() % 2 != 0;
+#pragma unroll
+  for (int m = 0; m < kBlocks; ++m) {
+    const std::int64_t row = slot + 16 * m + lane_id() / 4 + (odd ? 8 : 0);
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n) {
+      const Philox4 r = dropout.group(row, first + 8 * n + lane_id() % 4 * 2);
+      const std::uint32_t a = __shfl_xor_sync(kAllLanes, odd ? r.v[0] : r.v[2], 1);
+      const std::uint32_t b = __shfl_xor_sync(kAllLanes, odd ? r.v[1] : r.v[3], 1);
+      s[m][n][0] *= dropout.factor(odd ? a : r.v[0]);
+      s[m][n][1] *= dropout.factor(odd ? b : r.v[1]);
+      s[m][n][2] *= dropout.factor(odd ? r.v[2] : a);
+      s[m][n][3] *= dropout.factor(odd ? r.v[3] : b);
+    }
+  }
+}
+
+/// One tile of queries.
+template <int kD, int kWarps, bool kBias, bool kDropout>
+__device__ void forward_tile(const AttentionFwd& a, const Tile& t, Shared<kD, kWarps>& shared) {
+  constexpr int kThreads = kWarps * kWarp;
+  const AttentionProblem& p = a.problem;
+  const int anchors = anchors_of(p);
+  const KeyWalk walk(tile_sight(p, t), anchors, kKeys<kD>);
+  const int first = warp_id() * kRows;
+  const WarpQueries w(p, t, first, kRows);
+  const float scale = static_cast<float>(p.scale) * kLog2E;
+  const auto load_keys = [&](int tile, int stage) {
+    if (tile < walk.end) {
+      const std::int64_t row = t.s.k_row + static_cast<std::int64_t>(tile) * kKeys<kD>;
+      const int count = static_cast<int>(t.s.k_row + t.s.k_count - row);
+      load_tile<kKeys<kD>, kD, kThreads>(shared.k[stage], row_of<bf16>(p.k, t.s.head, row),
+                                         p.k.row_stride, count);
+      load_tile<kKeys<kD>, kD, kThreads>(shared.v[stage], row_of<bf16>(p.v, t.s.head, row),
+                                         p.v.row_stride, count);
+    }
+    commit_copies();
+  };
+  load_tile<kWarps * kRows, kD, kThreads>(
+      shared.q, row_of<bf16>(p.q, t.s.head, t.s.q_row + t.first), p.q.row_stride, t.count);
+  commit_copies();
+  int tile = walk.first();
+  load_keys(tile, 0);
+  wait_copies<1>();
+  __syncthreads();
+  // At width 128 the output leaves no registers for the queries.
+  using Queries = std::conditional_t<(kD <= 64), HeldRows<kD, kBlocks>, SharedRows<kD, kBlocks>>;
+  const Queries q{shared.q, first};
+  Softmax<kBlocks> softmax;
+  RowFactors<kBlocks> shrink;
+  Accumulator<kBlocks, kD / 8> o;
+  clear(o);
+  for (int stage = 0; tile < walk.end; stage ^= 1) {
+    wait_copies<0>();
+    __syncthreads();  // everybody's copies have arrived, and nobody reads the other stage any more
+    const int next = walk.next(tile);
+    load_keys(next, stage ^ 1);
+    const int key = tile * kKeys<kD>;
+    if (!w.sight.nothing(key, key + kKeys<kD>, anchors)) {
+      Accumulator<kBlocks, kKeys<kD> / 8> s;
+      multiply_transposed<kD>(s, q, shared.k[stage]);
+      if constexpr (kBias) {
+        add_bias(s, static_cast<const float*>(p.key_bias) + t.s.k_row + key,
+                 static_cast<int>(t.s.k_count) - key, scale);
+      }
+      if (!w.sight.everything(key, key + kKeys<kD>, anchors)) hide(s, w, key, anchors);
+      online_softmax(s, kBias ? 1.0f : scale, softmax, shrink);
+      scale_rows(o, shrink);
+      if constexpr (kDropout) drop(s, Dropout<float>(p), w.slot, key);
+      add_product<kD>(o, s, shared.v[stage]);
+    }
+    tile = next;
+  }
+  finish<kD>(a, t, w, first, softmax, o, shared.q + first * kD);
+  wait_copies<0>();
+  __syncthreads();
+}
+
+template <int kD, int kWarps, bool kBias, bool kDropout>
+__global__ void __launch_bounds__(kWarps* kWarp, kDropout ? 1 : 8 / kWarps)
+    forward(const AttentionFwd a, const TileList tiles) {
+  auto& shared = dynamic_shared<Shared<kD, kWarps>>();
+  for_tiles<TileOf::queries>(a.problem, tiles, kWarps * kRows, [&](const Tile& t) {
+    forward_tile<kD, kWarps, kBias, kDropout>(a, t, shared);
+  });
+}
+
+template <int kD, int kWarps>
+void run(const AttentionFwd& a) {
+  const AttentionProblem& p = a.problem;
+  const Tiles tiles(p, TileOf::queries, kWarps * kRows);
+  const auto go = [&](auto kernel) {
+    launch_shared<Shared<kD, kWarps>>("attention_fwd: mma", kernel, tiles.grid(), kWarps * kWarp, a,
+                                      tiles.list());
+  };
+  if (p.dropout > 0) {
+    p.key_bias ? go(forward<kD, kWarps, true, true>) : go(forward<kD, kWarps, false, true>);
+  } else {
+    p.key_bias ? go(forward<kD, kWarps, true, false>) : go(forward<kD, kWarps, false, false>);
+  }
+}
+
+// Short segments would leave most of a large tile empty.
+template <int kD>
+void run_width(const AttentionFwd& a) {
+  const std::int64_t mean = a.problem.queries / std::max<std::int64_t>(1, a.problem.segment_count);
+  mean > 2 * kRows ? run<kD, 4>(a) : run<kD, 2>(a);
+}
+
+}  // namespace
+
+bool mma_fwd_fits(const AttentionFwd& a) {
+  const AttentionProblem& p = a.problem;
+  return p.dtype == DType::bf16 && (p.D == 32 || p.D == 64 || p.D == 128) &&
+         chunked(p.q, p.dtype) && chunked(p.k, p.dtype) && chunked(p.v, p.dtype) &&
+         chunked(a.out, p.dtype) && capability() >= 80;
+}
+
+void attention_fwd_mma(const AttentionFwd& a) {
+  switch (a.problem.D) {
+    case 32:
+      return run_width<32>(a);
+    case 64:
+      return run_width<64>(a);
+    default:
+      return run_width<128>(a);
+  }
+}
+
+}  // namespace proteus::cuda

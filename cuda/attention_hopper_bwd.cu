@@ -1,0 +1,437 @@
+// The backward kernels for bf16 on Hopper (sm_90a): the two passes of attention_bwd.cu with wgmma, a
+// producer warpgroup and two consumers of 64 rows each (hopper_pipeline.cuh). In the pass over keys K
+// and V stay in shared memory while Q and dO pass by, in the pass over queries it is the other way
+// round; both begin with the same two products, S and dP of the rows that stay.
+#include "cuda/attention_rungs.h"
+#include "cuda/hopper_pipeline.cuh"
+
+namespace proteus::cuda {
+namespace {
+
+enum class Pass { keys, queries };  // whose rows stay
+
+constexpr int kConsumers = 2;
+constexpr int kThreads = (1 + kConsumers) * kGroup;
+constexpr int kFixed = kConsumers * kGroupRows;  // rows that stay
+constexpr int kMoving = 64;                      // rows per tile that passes by
+constexpr int kColumns = kMoving / 8;
+template <int kD>
+constexpr int kStages = kD == 64 ? 4 : 3;
+// Together the 65,536 of a multiprocessor, less a little.
+constexpr int kProducerRegisters = 24;
+constexpr int kConsumerRegisters = 240;
+
+struct Stats {
+  const float* lse;
+  const float* delta;
+};
+
+/// What a block does next: a tile of rows that stay, and which rows pass by: tiles of the walk, from
+/// `begin` to `end`.
+struct Work {
+  Tile tile;
+  bool over;
+  KeyWalk walk;
+  std::int64_t begin, end;
+  Sight group[kConsumers];  // of each consumer's queries, in the pass over queries
+};
+
+/// K and V stay and Q and dO move, or the other way round; statistics belong to moving queries.
+template <int kD>
+struct Shared {
+  alignas(1024) bf16 fixed_a[kFixed * kD];
+  alignas(1024) bf16 fixed_b[kFixed * kD];
+  alignas(1024) bf16 moving_a[kStages<kD>][kMoving * kD];
+  alignas(1024) bf16 moving_b[kStages<kD>][kMoving * kD];
+  alignas(1024) bf16 out[kFixed * kD];
+  float lse[kStages<kD>][kMoving];
+  float delta[kStages<kD>][kMoving];
+  int lo[kStages<kD>][kMoving];
+  int hi[kStages<kD>][kMoving];
+  Work work[kWorkStages];
+  Barrier fixed_full, fixed_empty;
+  Barrier full[kStages<kD>], empty[kStages<kD>];
+  Barrier work_full[kWorkStages], work_empty[kWorkStages];
+};
+
+template <int kD>
+__device__ void make_barriers(Shared<kD>& shared) {
+  constexpr int kWarps = kConsumers * kGroup / kWarp;  // one arrival for each
+  make_barrier(&shared.fixed_full, kGroup);
+  make_barrier(&shared.fixed_empty, kWarps);
+  for (int i = 0; i < kStages<kD>; ++i) {
+    make_barrier(&shared.full[i], kGroup);
+    make_barrier(&shared.empty[i], kWarps);
+  }
+  for (int i = 0; i < kWorkStages; ++i) {
+    make_barrier(&shared.work_full[i], 1);
+    make_barrier(&shared.work_empty[i], kThreads / kWarp);
+  }
+  fence_barriers();
+}
+
+/// Warp 0 of the producer: the next tile of the list, for everybody.
+template <Pass kPass>
+__device__ void take_work(const AttentionProblem& p, const TileList& tiles, Work& work,
+                          Barrier* full) {
+  const int ticket = next_ticket(tiles);
+  const bool over = ticket >= tiles.total();
+  if (!over && kPass == Pass::keys) {
+    const Tile t = tiles.find<TileOf::keys>(p, ticket, kFixed);
+    const QueryRange queries(p, t.s, t.first, t.first + t.count);
+    if (lane_id() == 0) {
+      work.tile = t;
+      work.begin = queries.begin;
+      work.end = queries.end;
+      const std::int64_t count = max(std::int64_t{0}, queries.end - queries.begin);
+      work.walk = KeyWalk(static_cast<int>((count + kMoving - 1) / kMoving));
+    }
+  } else if (!over) {
+    const Tile t = tiles.find<TileOf::queries>(p, ticket, kFixed);
+    if (lane_id() == 0) {
+      work.tile = t;
+      work.begin = 0;
+      work.end = t.s.k_count;
+      work.walk = KeyWalk(tile_sight(p, t), anchors_of(p), kMoving);
+    }
+    if (lane_id() < kConsumers) {
+      work.group[lane_id()] =
+          WarpQueries(p, t, lane_id() * kGroupRows, kGroupRows).sight;
+    }
+  }
+  if (lane_id() == 0) work.over = over;
+  release(full);
+}
+
+/// Starts copying what is known of the queries [first, first + count) beside their rows.
+template <int kD>
+__device__ void copy_stats(const AttentionProblem& p, const AttentionSegment& s,
+                           const Stats& stats, std::int64_t first, int count, Shared<kD>& shared,
+                           int stage) {
+  static_assert(kGroup == 2 * kMoving);
+  const int i = static_cast<int>(threadIdx.x) % kMoving;
+  const bool inside = i < count;
+  const std::int64_t at = first + (inside ? i : 0);
+  if (threadIdx.x < kMoving) {
+    copy_async_4(&shared.lse[stage][i], stats.lse + s.slot + at, inside);
+    copy_async_4(&shared.delta[stage][i], stats.delta + s.slot + at, inside);
+  } else {
+    copy_async_4(&shared.lo[stage][i], p.lo + s.range + at, inside);
+    copy_async_4(&shared.hi[stage][i], p.hi + s.range + at, inside);
+  }
+}
+
+template <int kD, Pass kPass>
+__device__ void produce_tile(const AttentionBwd& a, const Stats& stats, const Work& work,
+                             Shared<kD>& shared, Ring<kStages<kD>>& ring, Copies& copies) {
+  constexpr bool kKeys = kPass == Pass::keys;
+  const AttentionProblem& p = a.problem;
+  const Tile& t = work.tile;
+  const std::int64_t head = t.s.head;
+  const std::int64_t fixed = (kKeys ? t.s.k_row : t.s.q_row) + t.first;
+  copy_halves<kFixed, kD>(shared.fixed_a, kKeys ? p.k : p.q, head, fixed, t.count);
+  copy_halves<kFixed, kD>(shared.fixed_b, kKeys ? p.v : a.dout, head, fixed, t.count);
+  copies.start(&shared.fixed_full);
+  const std::int64_t moving = kKeys ? t.s.q_row : t.s.k_row;
+  for (int n = work.walk.first(); n < work.walk.end; n = work.walk.next(n), ring.next()) {
+    const std::int64_t at = work.begin + static_cast<std::int64_t>(n) * kMoving;
+    const int count = static_cast<int>(min(std::int64_t{kMoving}, work.end - at));
+    const int stage = ring.stage;
+    wait_at(&shared.empty[stage], ring.parity ^ 1);
+    copy_halves<kMoving, kD>(shared.moving_a[stage], kKeys ? p.q : p.k, head, moving + at, count);
+    copy_halves<kMoving, kD>(shared.moving_b[stage], kKeys ? a.dout : p.v, head, moving + at,
+                             count);
+    if (kKeys) copy_stats<kD>(p, t.s, stats, at, count, shared, stage);
+    copies.start(&shared.full[stage]);
+  }
+  copies.finish();
+}
+
+template <int kD, Pass kPass>
+__device__ void produce(const AttentionBwd& a, const TileList& tiles, const Stats& stats,
+                        Shared<kD>& shared) {
+  Ring<kWorkStages> work_ring;
+  Ring<kStages<kD>> ring;
+  Ring<1> fixed_ring;
+  Copies copies;
+  while (true) {
+    Work& work = shared.work[work_ring.stage];
+    if (warp_id() == 0) {
+      wait_at(&shared.work_empty[work_ring.stage], work_ring.parity ^ 1);
+      take_work<kPass>(a.problem, tiles, work, &shared.work_full[work_ring.stage]);
+    }
+    wait_at(&shared.work_full[work_ring.stage], work_ring.parity);
+    if (work.over) break;
+    wait_at(&shared.fixed_empty, fixed_ring.parity ^ 1);
+    produce_tile<kD, kPass>(a, stats, work, shared, ring, copies);
+    fixed_ring.next();
+    release(&shared.work_empty[work_ring.stage]);
+    work_ring.next();
+  }
+}
+
+/// −inf where a query (a column) does not see a key (a row, counted from `key`).
+template <int kD>
+__device__ void hide_queries(Accumulator<1, kColumns>& s, const Shared<kD>& shared, int stage,
+                             int key, int anchors) {
+#pragma unroll
+  for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int i = 8 * n + lane_id() % 4 * 2 + e;
+      const int lo = shared.lo[stage][i];
+      const int hi = shared.hi[stage][i];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int j = key + 8 * h + lane_id() / 4;
+        if (!sees(j, lo, hi, anchors)) s[0][n][2 * h + e] = -kInfinity<float>;
+      }
+    }
+  }
+}
+
+/// Log-sum-exp (in units of log₂) and δ of the queries of a lane's sums: of its columns, or of its
+/// rows.
+template <int kD>
+struct ColumnStats {
+  const Shared<kD>& shared;
+  int stage;
+  __device__ float2 lse(int n) const { return pair(shared.lse[stage], n, kLog2E); }
+  __device__ float2 delta(int n) const { return pair(shared.delta[stage], n, 1); }
+  __device__ static float2 pair(const float* x, int n, float factor) {
+    const float2 two = *reinterpret_cast<const float2*>(x + 8 * n + lane_id() % 4 * 2);
+    return {two.x * factor, two.y * factor};
+  }
+};
+
+/// s ← exp2(scale·s − lse) with statistics by column.
+template <int kD>
+__device__ void weigh(Accumulator<1, kColumns>& s, float scale, const ColumnStats<kD>& stats) {
+#pragma unroll
+  for (int n = 0; n < kColumns; ++n) {
+    const float2 lse = stats.lse(n);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      s[0][n][e] = exp2_fast(fmaf(s[0][n][e], scale, e % 2 == 0 ? -lse.x : -lse.y));
+    }
+  }
+}
+/// dp ← s·(dp − δ).
+template <int kD>
+__device__ void slopes(Accumulator<1, kColumns>& dp, const Accumulator<1, kColumns>& s,
+                       const ColumnStats<kD>& stats) {
+#pragma unroll
+  for (int n = 0; n < kColumns; ++n) {
+    const float2 delta = stats.delta(n);
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      dp[0][n][e] = s[0][n][e] * (dp[0][n][e] - (e % 2 == 0 ? delta.x : delta.y));
+    }
+  }
+}
+
+/// The same by row.
+struct RowStats {
+  float lse[2], delta[2];
+  __device__ RowStats(const Stats& stats, const WarpQueries& w) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int i = 8 * h + lane_id() / 4;
+      const bool inside = i < w.count;
+      lse[h] = inside ? stats.lse[w.slot + i] * kLog2E : kInfinity<float>;
+      delta[h] = inside ? stats.delta[w.slot + i] : 0.0f;
+    }
+  }
+};
+__device__ inline void weigh(Accumulator<1, kColumns>& s, float scale, const RowStats& stats) {
+#pragma unroll
+  for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) s[0][n][e] = exp2_fast(fmaf(s[0][n][e], scale, -stats.lse[e / 2]));
+  }
+}
+__device__ inline void slopes(Accumulator<1, kColumns>& dp, const Accumulator<1, kColumns>& s,
+                              const RowStats& stats) {
+#pragma unroll
+  for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) dp[0][n][e] = s[0][n][e] * (dp[0][n][e] - stats.delta[e / 2]);
+  }
+}
+
+/// A consumer's rows of a tile: those of its group in shared memory, and of its warp.
+struct Mine {
+  int group, first;
+  __device__ Mine() : group(warp_id() / 4 - 1), first(group * kGroupRows + warp_id() % 4 * 16) {}
+};
+
+/// Starts S and dP of a group's rows and a tile that passes by: two groups of products.
+template <int kD>
+__device__ void start_pair(Accumulator<1, kColumns>& s, Accumulator<1, kColumns>& dp,
+                           const Shared<kD>& shared, int group, int stage) {
+  const int offset = group * kGroupRows * kSwizzledWidth;
+  start_scores<kD, kFixed>(s, shared.fixed_a + offset, shared.moving_a[stage]);
+  start_scores<kD, kFixed>(dp, shared.fixed_b + offset, shared.moving_b[stage]);
+}
+
+template <int kD>
+__device__ void consume_keys(const AttentionBwd& a, const Work& work, Shared<kD>& shared,
+                             Ring<kStages<kD>>& ring) {
+  const AttentionProblem& p = a.problem;
+  const Tile& t = work.tile;
+  const int anchors = anchors_of(p);
+  const Mine mine;
+  const int group_key = static_cast<int>(t.first) + mine.group * kGroupRows;
+  const int key = static_cast<int>(t.first) + mine.first;
+  const float scale = static_cast<float>(p.scale) * kLog2E;
+  Accumulator<1, kD / 8> dk;
+  Accumulator<1, kD / 8> dv;
+  clear(dk);
+  clear(dv);
+  for (int n = work.walk.first(); n < work.walk.end; n = work.walk.next(n), ring.next()) {
+    const int stage = ring.stage;
+    const std::int64_t left = work.end - work.begin - static_cast<std::int64_t>(n) * kMoving;
+    const int last = static_cast<int>(min(std::int64_t{kMoving}, left)) - 1;
+    wait_at(&shared.full[stage], ring.parity);
+    const Sight sight{shared.lo[stage][0], shared.hi[stage][0], shared.lo[stage][last],
+                      shared.hi[stage][last]};
+    if (!sight.nothing(group_key, group_key + kGroupRows, anchors)) {
+      Accumulator<1, kColumns> s;
+      Accumulator<1, kColumns> dp;
+      std::uint32_t packed[kColumns / 2][4];
+      std::uint32_t packed_slopes[kColumns / 2][4];
+      const ColumnStats<kD> stats{shared, stage};
+      start_pair<kD>(s, dp, shared, mine.group, stage);
+      wgmma_wait<1>();
+      const bool full = last == kMoving - 1 &&
+                        sight.everything(group_key, group_key + kGroupRows, anchors);
+      if (!full) hide_queries<kD>(s, shared, stage, key, anchors);
+      weigh(s, scale, stats);
+      pack_blocks(packed, s);
+      start_sums<kD>(dv, packed, shared.moving_b[stage]);
+      wgmma_wait<1>();
+      slopes(dp, s, stats);
+      pack_blocks(packed_slopes, dp);
+      start_sums<kD>(dk, packed_slopes, shared.moving_a[stage]);
+      wgmma_wait<0>();
+    }
+    release(&shared.empty[stage]);
+  }
+  release(&shared.fixed_empty);
+  const std::int64_t row = t.s.k_row + t.first + mine.first;
+  const int count = t.count - mine.first;
+  bf16* staging = shared.out + mine.first * kD;
+  const float factor = static_cast<float>(p.scale);
+  if (a.dk.data) {
+    store_rows<kD, 1>(dk, {{factor, factor}}, staging, row_of_out<bf16>(a.dk, t.s.head, row),
+                      a.dk.row_stride, count);
+  }
+  if (a.dv.data) {
+    store_rows<kD, 1>(dv, {{1, 1}}, staging, row_of_out<bf16>(a.dv, t.s.head, row),
+                      a.dv.row_stride, count);
+  }
+}
+
+template <int kD>
+__device__ void consume_queries(const AttentionBwd& a, const Stats& all_stats, const Work& work,
+                                Shared<kD>& shared, Ring<kStages<kD>>& ring) {
+  const AttentionProblem& p = a.problem;
+  const Tile& t = work.tile;
+  const int anchors = anchors_of(p);
+  const Mine mine;
+  const WarpQueries w(p, t, mine.first, 16);
+  const RowStats stats(all_stats, w);
+  const Sight sight = work.group[mine.group];
+  const float scale = static_cast<float>(p.scale) * kLog2E;
+  Accumulator<1, kD / 8> dq;
+  clear(dq);
+  for (int n = work.walk.first(); n < work.walk.end; n = work.walk.next(n), ring.next()) {
+    const int stage = ring.stage;
+    const int key = n * kMoving;
+    wait_at(&shared.full[stage], ring.parity);
+    if (!sight.nothing(key, key + kMoving, anchors)) {
+      Accumulator<1, kColumns> s;
+      Accumulator<1, kColumns> dp;
+      std::uint32_t packed[kColumns / 2][4];
+      start_pair<kD>(s, dp, shared, mine.group, stage);
+      wgmma_wait<1>();
+      if (!sight.everything(key, key + kMoving, anchors)) hide(s, w, key, anchors);
+      weigh(s, scale, stats);
+      wgmma_wait<0>();
+      slopes(dp, s, stats);
+      pack_blocks(packed, dp);
+      start_sums<kD>(dq, packed, shared.moving_a[stage]);
+      wgmma_wait<0>();
+    }
+    release(&shared.empty[stage]);
+  }
+  release(&shared.fixed_empty);
+  const float factor = static_cast<float>(p.scale);
+  store_rows<kD, 1>(dq, {{factor, factor}}, shared.out + mine.first * kD,
+                    row_of_out<bf16>(a.dq, t.s.head, t.s.q_row + t.first + mine.first),
+                    a.dq.row_stride, w.count);
+}
+
+template <int kD, Pass kPass>
+__device__ void consume(const AttentionBwd& a, const Stats& stats, Shared<kD>& shared) {
+  Ring<kWorkStages> work_ring;
+  Ring<kStages<kD>> ring;
+  Ring<1> fixed_ring;
+  while (true) {
+    wait_at(&shared.work_full[work_ring.stage], work_ring.parity);
+    const Work& work = shared.work[work_ring.stage];
+    if (work.over) break;
+    wait_at(&shared.fixed_full, fixed_ring.parity);
+    if constexpr (kPass == Pass::keys) {
+      consume_keys<kD>(a, work, shared, ring);
+    } else {
+      consume_queries<kD>(a, stats, work, shared, ring);
+    }
+    fixed_ring.next();
+    release(&shared.work_empty[work_ring.stage]);
+    work_ring.next();
+  }
+}
+
+template <int kD, Pass kPass>
+__global__ void __launch_bounds__(kThreads, 1)
+    backward(const AttentionBwd a, const TileList tiles, const Stats stats) {
+  auto& shared = dynamic_shared<Shared<kD>>();
+  if (threadIdx.x == 0) make_barriers(shared);
+  __syncthreads();
+  if (warp_id() < kGroup / kWarp) {
+    fewer_registers<kProducerRegisters>();
+    produce<kD, kPass>(a, tiles, stats, shared);
+  } else {
+    more_registers<kConsumerRegisters>();
+    consume<kD, kPass>(a, stats, shared);
+  }
+}
+
+template <int kD, Pass kPass>
+void run_pass(const AttentionBwd& a, const Stats& stats) {
+  const Tiles tiles(a.problem, kPass == Pass::keys ? TileOf::keys : TileOf::queries, kFixed);
+  const unsigned blocks = std::min(tiles.grid(), static_cast<unsigned>(multiprocessors()));
+  launch_shared<Shared<kD>>("attention_bwd: hopper", backward<kD, kPass>, blocks, kThreads, a,
+                            tiles.list(), stats);
+}
+
+template <int kD>
+void run(const AttentionBwd& a) {
+  const QueryStats<float> prepared(a);
+  const Stats stats{prepared.lse(), prepared.delta()};
+  if (a.dk.data || a.dv.data) run_pass<kD, Pass::keys>(a, stats);
+  if (a.dq.data) run_pass<kD, Pass::queries>(a, stats);
+}
+
+}  // namespace
+
+bool hopper_bwd_fits(const AttentionBwd& a) {
+  const AttentionProblem& p = a.problem;
+  return mma_bwd_fits(a) && p.D != 32 && p.dropout == 0 && !p.key_bias &&
+         p.queries >= kWorthwhileSegment * p.segment_count && capability() == 90;
+}
+
+void attention_bwd_hopper(const AttentionBwd& a) { a.problem.D == 64 ? run<64>(a) : run<128>(a); }
+
+}  // namespace proteus::cuda

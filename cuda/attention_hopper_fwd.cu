@@ -1,0 +1,259 @@
+// The forward kernel for bf16 on Hopper (sm_90a): a block is one producer warpgroup, which takes
+// tiles of queries from a counter and brings rows to shared memory, and two or three consumer
+// warpgroups with 64 queries each, which multiply with wgmma. They meet at barriers alone, so that
+// copies, matrix units and exponentials of different warpgroups run at the same time; and inside a
+// consumer the next tile's scores are computed while this tile's values are added.
+//
+// Rows come by cp.async, not by tensor maps: segments begin and end at any row, and what lies
+// beyond is filled with zeros.
+#include "cuda/attention_rungs.h"
+#include "cuda/attention_softmax.cuh"
+#include "cuda/hopper_pipeline.cuh"
+
+namespace proteus::cuda {
+namespace {
+
+constexpr int kKeys = 128;      // per tile
+
+/// By width: consumers, tiles of keys in shared memory, and registers per thread, which must add up
+/// to the 65,536 of a multiprocessor.
+template <int kD>
+struct Plan {
+  static constexpr int kConsumers = kD == 64 ? 3 : 2;
+  static constexpr int kStages = kD == 64 ? 3 : 2;
+  static constexpr int kProducerRegisters = kD == 64 ? 32 : 24;
+  static constexpr int kConsumerRegisters = kD == 64 ? 160 : 240;
+  static constexpr int kThreads = (1 + kConsumers) * kGroup;
+  static constexpr int kRows = kConsumers * kGroupRows;
+};
+
+/// What a block does next.
+template <int kConsumers>
+struct Work {
+  Tile tile;
+  bool over;
+  Sight all;                // of all queries of the tile
+  Sight group[kConsumers];  // of each consumer's
+};
+
+template <int kD>
+struct Shared {
+  using P = Plan<kD>;
+  alignas(1024) bf16 q[P::kRows * kD];
+  alignas(1024) bf16 k[P::kStages][kKeys * kD];
+  alignas(1024) bf16 v[P::kStages][kKeys * kD];
+  alignas(1024) bf16 out[P::kRows * kD];
+  Work<P::kConsumers> work[kWorkStages];
+  Barrier q_full, q_empty;
+  Barrier k_full[P::kStages], k_empty[P::kStages];
+  Barrier v_full[P::kStages], v_empty[P::kStages];
+  Barrier work_full[kWorkStages], work_empty[kWorkStages];
+};
+
+template <int kD>
+__device__ void make_barriers(Shared<kD>& shared) {
+  using P = Plan<kD>;
+  constexpr int kWarps = P::kConsumers * kGroup / kWarp;  // one arrival for each
+  make_barrier(&shared.q_full, kGroup);
+  make_barrier(&shared.q_empty, kWarps);
+  for (int i = 0; i < P::kStages; ++i) {
+    make_barrier(&shared.k_full[i], kGroup);
+    make_barrier(&shared.v_full[i], kGroup);
+    make_barrier(&shared.k_empty[i], kWarps);
+    make_barrier(&shared.v_empty[i], kWarps);
+  }
+  for (int i = 0; i < kWorkStages; ++i) {
+    make_barrier(&shared.work_full[i], 1);
+    make_barrier(&shared.work_empty[i], P::kThreads / kWarp);
+  }
+  fence_barriers();
+}
+
+/// Warp 0 of the producer: the next tile of the list, for everybody.
+template <int kD>
+__device__ void take_work(const AttentionProblem& p, const TileList& tiles,
+                          Work<Plan<kD>::kConsumers>& work, Barrier* full) {
+  using P = Plan<kD>;
+  const int ticket = next_ticket(tiles);
+  const bool over = ticket >= tiles.total();
+  if (!over) {
+    const Tile t = tiles.find<TileOf::queries>(p, ticket, P::kRows);
+    if (lane_id() == 0) {
+      work.tile = t;
+      work.all = tile_sight(p, t);
+    }
+    if (lane_id() < P::kConsumers) {
+      work.group[lane_id()] = WarpQueries(p, t, lane_id() * kGroupRows, kGroupRows).sight;
+    }
+  }
+  if (lane_id() == 0) work.over = over;
+  release(full);
+}
+
+template <int kD>
+__device__ void produce(const AttentionFwd& a, const TileList& tiles, Shared<kD>& shared) {
+  using P = Plan<kD>;
+  const AttentionProblem& p = a.problem;
+  const int anchors = anchors_of(p);
+  Ring<kWorkStages> work_ring;
+  Ring<P::kStages> ring;
+  Ring<1> q_ring;
+  Copies copies;
+  while (true) {
+    auto& work = shared.work[work_ring.stage];
+    if (warp_id() == 0) {
+      wait_at(&shared.work_empty[work_ring.stage], work_ring.parity ^ 1);
+      take_work<kD>(p, tiles, work, &shared.work_full[work_ring.stage]);
+    }
+    wait_at(&shared.work_full[work_ring.stage], work_ring.parity);
+    if (work.over) break;
+    const Tile& t = work.tile;
+    const KeyWalk walk(work.all, anchors, kKeys);
+    wait_at(&shared.q_empty, q_ring.parity ^ 1);
+    copy_halves<P::kRows, kD>(shared.q, p.q, t.s.head, t.s.q_row + t.first, t.count);
+    copies.start(&shared.q_full);
+    q_ring.next();
+    for (int tile = walk.first(); tile < walk.end; tile = walk.next(tile), ring.next()) {
+      const std::int64_t key = static_cast<std::int64_t>(tile) * kKeys;
+      const int count = static_cast<int>(t.s.k_count - key);
+      wait_at(&shared.k_empty[ring.stage], ring.parity ^ 1);
+      copy_halves<kKeys, kD>(shared.k[ring.stage], p.k, t.s.head, t.s.k_row + key, count);
+      copies.start(&shared.k_full[ring.stage]);
+      wait_at(&shared.v_empty[ring.stage], ring.parity ^ 1);
+      copy_halves<kKeys, kD>(shared.v[ring.stage], p.v, t.s.head, t.s.k_row + key, count);
+      copies.start(&shared.v_full[ring.stage]);
+    }
+    copies.finish();
+    release(&shared.work_empty[work_ring.stage]);
+    work_ring.next();
+  }
+}
+
+/// A consumer's work on one tile of queries. K and V have the same ring; V's stage is given back
+/// one step later.
+template <int kD>
+__device__ void consume_tile(const AttentionFwd& a, const Work<Plan<kD>::kConsumers>& work,
+                             Shared<kD>& shared, Ring<Plan<kD>::kStages>& ring, int q_parity) {
+  using P = Plan<kD>;
+  const AttentionProblem& p = a.problem;
+  const Tile& t = work.tile;
+  const int anchors = anchors_of(p);
+  const int group = warp_id() / 4 - 1;
+  const Sight sight = work.group[group];
+  const int first = group * kGroupRows + warp_id() % 4 * 16;  // of this warp
+  const WarpQueries w(p, t, first, 16);
+  const float scale = static_cast<float>(p.scale) * kLog2E;
+  const bf16* q = shared.q + group * kGroupRows * kSwizzledWidth;
+  const KeyWalk walk(work.all, anchors, kKeys);
+  Softmax<1> softmax;
+  RowFactors<1> shrink;
+  Accumulator<1, kD / 8> o;
+  Accumulator<1, kKeys / 8> s;
+  std::uint32_t weights[kKeys / 16][4];
+  clear(o);
+  int tile = walk.first();
+  // Tiles that other groups see and this one does not, before and after its own.
+  const auto pass_by = [&] {
+    wait_at(&shared.k_full[ring.stage], ring.parity);
+    release(&shared.k_empty[ring.stage]);
+    wait_at(&shared.v_full[ring.stage], ring.parity);
+    release(&shared.v_empty[ring.stage]);
+    ring.next();
+    tile = walk.next(tile);
+  };
+  const auto weigh = [&] {
+    const int key = tile * kKeys;
+    if (!sight.everything(key, key + kKeys, anchors)) hide(s, w, key, anchors);
+    online_softmax(s, scale, softmax, shrink);
+  };
+  wait_at(&shared.q_full, q_parity);
+  while (tile < walk.end && sight.nothing(tile * kKeys, (tile + 1) * kKeys, anchors)) pass_by();
+  if (tile < walk.end) {
+    wait_at(&shared.k_full[ring.stage], ring.parity);
+    start_scores<kD, P::kRows>(s, q, shared.k[ring.stage]);
+    wgmma_wait<0>();
+    release(&shared.k_empty[ring.stage]);
+    weigh();
+    pack_blocks(weights, s);
+    Ring<P::kStages> before = ring;
+    ring.next();
+    tile = walk.next(tile);
+    for (; tile < walk.end && tile * kKeys < sight.hi_last; tile = walk.next(tile)) {
+      wait_at(&shared.k_full[ring.stage], ring.parity);
+      start_scores<kD, P::kRows>(s, q, shared.k[ring.stage]);
+      wait_at(&shared.v_full[before.stage], before.parity);
+      start_sums<kD>(o, weights, shared.v[before.stage]);
+      wgmma_wait<1>();
+      release(&shared.k_empty[ring.stage]);
+      weigh();
+      wgmma_wait<0>();
+      release(&shared.v_empty[before.stage]);
+      scale_rows(o, shrink);
+      pack_blocks(weights, s);
+      before = ring;
+      ring.next();
+    }
+    release(&shared.q_empty);
+    wait_at(&shared.v_full[before.stage], before.parity);
+    start_sums<kD>(o, weights, shared.v[before.stage]);
+    wgmma_wait<0>();
+    release(&shared.v_empty[before.stage]);
+  } else {
+    release(&shared.q_empty);
+  }
+  while (tile < walk.end) pass_by();
+  finish<kD>(a, t, w, first, softmax, o, shared.out + first * kD);
+}
+
+template <int kD>
+__device__ void consume(const AttentionFwd& a, Shared<kD>& shared) {
+  using P = Plan<kD>;
+  Ring<kWorkStages> work_ring;
+  Ring<P::kStages> ring;
+  Ring<1> q_ring;
+  while (true) {
+    wait_at(&shared.work_full[work_ring.stage], work_ring.parity);
+    const auto& work = shared.work[work_ring.stage];
+    if (work.over) break;
+    consume_tile<kD>(a, work, shared, ring, q_ring.parity);
+    release(&shared.work_empty[work_ring.stage]);
+    work_ring.next();
+    q_ring.next();
+  }
+}
+
+template <int kD>
+__global__ void __launch_bounds__(Plan<kD>::kThreads, 1)
+    forward(const AttentionFwd a, const TileList tiles) {
+  using P = Plan<kD>;
+  auto& shared = dynamic_shared<Shared<kD>>();
+  if (threadIdx.x == 0) make_barriers(shared);
+  __syncthreads();
+  if (warp_id() < kGroup / kWarp) {
+    fewer_registers<P::kProducerRegisters>();
+    produce(a, tiles, shared);
+  } else {
+    more_registers<P::kConsumerRegisters>();
+    consume(a, shared);
+  }
+}
+
+template <int kD>
+void run(const AttentionFwd& a) {
+  const Tiles tiles(a.problem, TileOf::queries, Plan<kD>::kRows);
+  const unsigned blocks = std::min(tiles.grid(), static_cast<unsigned>(multiprocessors()));
+  launch_shared<Shared<kD>>("attention_fwd: hopper", forward<kD>, blocks, Plan<kD>::kThreads, a,
+                            tiles.list());
+}
+
+}  // namespace
+
+bool hopper_fwd_fits(const AttentionFwd& a) {
+  const AttentionProblem& p = a.problem;
+  return mma_fwd_fits(a) && p.D != 32 && p.dropout == 0 && !p.key_bias &&
+         p.queries >= kWorthwhileSegment * p.segment_count && capability() == 90;
+}
+
+void attention_fwd_hopper(const AttentionFwd& a) { a.problem.D == 64 ? run<64>(a) : run<128>(a); }
+
+}  // namespace proteus::cuda
