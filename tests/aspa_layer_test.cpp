@@ -308,7 +308,7 @@ TEST_F(AspaLayer, ATallySumsLoadsOfForwardPasses) {
   EXPECT_FALSE(layer->telemetry().tally);
   std::vector<double> counts(static_cast<std::size_t>(c.routed_heads));
   double tokens = 0;
-  layer->begin_tally();
+  layer->gating().begin_tally();
   for (const std::int64_t T : {30, 11}) {
     const Variable x = input(c, 2, T);
     evaluate(*layer, x.value());
@@ -317,7 +317,7 @@ TEST_F(AspaLayer, ATallySumsLoadsOfForwardPasses) {
       counts[static_cast<std::size_t>(head)] += 1;
     }
   }
-  layer->end_tally();
+  layer->gating().end_tally();
   ASSERT_TRUE(layer->telemetry().tally);
   const LoadTally& tally = *layer->telemetry().tally;
   for (std::size_t h = 0; h < counts.size(); ++h) {
@@ -338,7 +338,8 @@ TEST_F(AspaLayer, LeakySelectionIsBalancedAndNotCausal) {
   const std::int64_t T = 2 * c.routed_heads;
   const Tensor x = input(c, 3, T).value();
   const Selection chosen = layer->select(Variable(x));
-  check_selection(chosen, 3 * T, c.routed_heads);
+  check_heads(Role::query, chosen.query, 3 * T, c.routed_heads);
+  check_heads(Role::key, chosen.key, 3 * T, c.routed_heads);
   std::vector<int> taken(static_cast<std::size_t>(3 * c.routed_heads));
   for (std::int64_t i = 0; i < chosen.key.numel(); ++i) {
     const std::int32_t head = chosen.key.data<std::int32_t>()[i];

@@ -5,7 +5,9 @@
 #   JOBS     runs at a time, one thread each (default: the number of cores)
 #   DATA     the text (default data/tinyshakespeare.txt, as scripts/get_data fetches it)
 #   RUNS     where run folders go (default runs/studies)
+#   DEVICE   cpu or cuda (default cpu)
 #   PROTEUS  the program (default build/cpu/train/proteus)
+#   BENCH    where the programs of the studies are (default build/cpu/bench)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 JOBS=${JOBS:-$(nproc)}
@@ -13,7 +15,8 @@ DATA=${DATA:-data/tinyshakespeare.txt}
 RUNS=${RUNS:-runs/studies}
 PROTEUS=${PROTEUS:-build/cpu/train/proteus}
 BENCH=${BENCH:-build/cpu/bench}
-export OMP_WAIT_POLICY=passive
+DEVICE=${DEVICE:-cpu}
+export DEVICE PROTEUS OMP_WAIT_POLICY=passive
 started=$(date +%s)
 queue=()
 
@@ -35,7 +38,7 @@ run() {
 carry_out() {
   local folder=${1%% *}
   mkdir -p "$folder"
-  if eval "$PROTEUS ${1#* } --threads 1 --quiet --out $folder" >"$folder.log" 2>&1; then
+  if eval "$PROTEUS ${1#* } --device $DEVICE --threads 1 --quiet --out $folder" >"$folder.log" 2>&1; then
     touch "$folder/done"
   else
     echo "$folder failed: $(tail -n 1 "$folder.log")" >&2
@@ -43,7 +46,6 @@ carry_out() {
   fi
 }
 export -f carry_out
-export PROTEUS
 
 # Runs what is queued, JOBS at a time, in order; fails when one of them did.
 finish() {
