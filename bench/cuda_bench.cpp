@@ -163,7 +163,7 @@ void add_vocabulary(std::vector<Entry>& list, DType dtype) {
   list.push_back({"cross_entropy with gradient", dtype, 2 * bytes_of({logits}), 0, [=] {
                     cross_entropy_fwd(
                         kGpu, {logits.raw(), target.data<std::int64_t>(), loss.data<double>(),
-                               logits.raw(), kLossRows, kVocab, 1e-3, dtype});
+                               logits.raw(), kLossRows, kVocab, 1e-3, dtype, dtype});
                   }});
   const Tensor x = random({100, 1 << 20}, dtype, 4);
   const DType state = dtype == DType::bf16 ? DType::f32 : dtype;

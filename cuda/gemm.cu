@@ -11,7 +11,7 @@ namespace proteus::cuda {
 namespace {
 
 // One thread per element of C: for what the library does not take, and for K = 0.
-template <class T>
+template <class T, class C>
 __global__ void plain_gemm_kernel(const __grid_constant__ GemmFwd g) {
   using A = accum_t<T>;
   const std::int64_t each = g.M * g.N;
@@ -25,10 +25,10 @@ __global__ void plain_gemm_kernel(const __grid_constant__ GemmFwd g) {
     const std::int64_t b_step = g.trans_b ? 1 : g.ldb;
     A sum = 0;
     for (std::int64_t k = 0; k < g.K; ++k) sum += A(a[k * a_step]) * A(b[k * b_step]);
-    T* c = static_cast<T*>(g.c) + batch * g.c_stride + i * g.ldc + j;
+    C* c = static_cast<C*>(g.c) + batch * g.c_stride + i * g.ldc + j;
     sum *= static_cast<A>(g.alpha);
     if (g.beta != 0) sum += static_cast<A>(g.beta) * A(*c);
-    *c = T(sum);
+    *c = C(sum);
   }
 }
 
@@ -91,10 +91,13 @@ void gemm_fwd_cuda(const GemmFwd& g) {
   const LtDone done = g.K > 0 ? lt_multiply(g) : LtDone{};
   dispatch_float(g.dtype, "gemm_fwd", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    if (!done.product) {
-      launch("gemm_fwd", plain_gemm_kernel<T>, blocks_for(g.batch * g.M * g.N), kBlock, 0, g);
+    const unsigned grid = blocks_for(g.batch * g.M * g.N);
+    if (!done.product && g.wide_c) {
+      launch("gemm_fwd", plain_gemm_kernel<T, accum_t<T>>, grid, kBlock, 0, g);
+    } else if (!done.product) {
+      launch("gemm_fwd", plain_gemm_kernel<T, T>, grid, kBlock, 0, g);
     }
-    finish<T>(g, done);
+    if (!g.wide_c) finish<T>(g, done);
   });
 }
 

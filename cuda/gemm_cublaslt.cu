@@ -34,11 +34,15 @@ cudaDataType_t type_of(DType dtype) {
   }
 }
 
+DType c_dtype(const GemmFwd& g) {
+  return g.wide_c && g.dtype == DType::bf16 ? DType::f32 : g.dtype;
+}
+
 // The largest power of two, up to 256, that divides a pointer and the steps from matrix to matrix.
-std::uint32_t alignment_of(const void* p, std::int64_t stride, const GemmFwd& g) {
+std::uint32_t alignment_of(const void* p, std::int64_t stride, const GemmFwd& g, DType dtype) {
   constexpr std::uint64_t kMost = 256;
   std::uint64_t bits = reinterpret_cast<std::uintptr_t>(p) | kMost;
-  if (g.batch > 1) bits |= static_cast<std::uint64_t>(stride) * size_of(g.dtype);
+  if (g.batch > 1) bits |= static_cast<std::uint64_t>(stride) * size_of(dtype);
   return static_cast<std::uint32_t>(bits & (~bits + 1));
 }
 
@@ -46,9 +50,9 @@ std::uint32_t alignment_of(const void* p, std::int64_t stride, const GemmFwd& g)
 struct Matrix {
   cublasLtMatrixLayout_t handle = nullptr;
 
-  Matrix(const GemmFwd& g, std::int64_t rows, std::int64_t columns, std::int64_t ld,
+  Matrix(const GemmFwd& g, DType dtype, std::int64_t rows, std::int64_t columns, std::int64_t ld,
          std::int64_t stride) {
-    check_lt(cublasLtMatrixLayoutCreate(&handle, type_of(g.dtype), static_cast<std::uint64_t>(rows),
+    check_lt(cublasLtMatrixLayoutCreate(&handle, type_of(dtype), static_cast<std::uint64_t>(rows),
                                         static_cast<std::uint64_t>(columns), ld),
              "cublasLtMatrixLayoutCreate");
     const auto batch = static_cast<std::int32_t>(g.batch);
@@ -116,9 +120,9 @@ struct Plan {
 
   explicit Plan(const GemmFwd& g)
       : operation(g),
-        first(g, g.trans_b ? g.K : g.N, g.trans_b ? g.N : g.K, g.ldb, g.b_stride),
-        second(g, g.trans_a ? g.M : g.K, g.trans_a ? g.K : g.M, g.lda, g.a_stride),
-        result(g, g.N, g.M, g.ldc, g.c_stride) {}
+        first(g, g.dtype, g.trans_b ? g.K : g.N, g.trans_b ? g.N : g.K, g.ldb, g.b_stride),
+        second(g, g.dtype, g.trans_a ? g.M : g.K, g.trans_a ? g.K : g.M, g.lda, g.a_stride),
+        result(g, c_dtype(g), g.N, g.M, g.ldc, g.c_stride) {}
 };
 
 // GELU in the library is the tanh form with the GPU's approximate tanh: good for bf16 results only.
@@ -178,10 +182,14 @@ bool find_algorithm(const Library& lt, const GemmFwd& g, Plan& plan) {
   set_epilogue(plan, g);
   const Preference preference;
   preference.set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kMostWorkspace);
-  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment_of(g.b, g.b_stride, g));
-  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment_of(g.a, g.a_stride, g));
-  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment_of(g.c, g.c_stride, g));
-  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment_of(g.c, g.c_stride, g));
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES,
+                 alignment_of(g.b, g.b_stride, g, g.dtype));
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
+                 alignment_of(g.a, g.a_stride, g, g.dtype));
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
+                 alignment_of(g.c, g.c_stride, g, c_dtype(g)));
+  preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
+                 alignment_of(g.c, g.c_stride, g, c_dtype(g)));
   cublasLtMatmulHeuristicResult_t found{};
   int count = 0;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
@@ -208,25 +216,26 @@ std::unique_ptr<Plan> make_plan(const Library& lt, const GemmFwd& g) {
 }
 
 Plan& plan_for(Library& lt, const GemmFwd& g) {
-  const std::array<std::int64_t, 18> key{
-      static_cast<std::int64_t>(g.dtype),
-      static_cast<std::int64_t>(g.epilogue),
-      g.M,
-      g.N,
-      g.K,
-      g.lda,
-      g.ldb,
-      g.ldc,
-      g.batch,
-      g.a_stride,
-      g.b_stride,
-      g.c_stride,
-      (g.trans_a ? 1 : 0) + (g.trans_b ? 2 : 0) + (g.bias ? 4 : 0) + (g.pre ? 8 : 0),
-      alignment_of(g.a, g.a_stride, g),
-      alignment_of(g.b, g.b_stride, g),
-      alignment_of(g.c, g.c_stride, g),
-      g.bias ? alignment_of(g.bias, 0, g) : 0,
-      g.pre ? alignment_of(g.pre, g.c_stride, g) : 0};
+  const std::array<std::int64_t, 18> key{static_cast<std::int64_t>(g.dtype),
+                                         static_cast<std::int64_t>(g.epilogue),
+                                         g.M,
+                                         g.N,
+                                         g.K,
+                                         g.lda,
+                                         g.ldb,
+                                         g.ldc,
+                                         g.batch,
+                                         g.a_stride,
+                                         g.b_stride,
+                                         g.c_stride,
+                                         (g.trans_a ? 1 : 0) + (g.trans_b ? 2 : 0) +
+                                             (g.bias ? 4 : 0) + (g.pre ? 8 : 0) +
+                                             (g.wide_c ? 16 : 0),
+                                         alignment_of(g.a, g.a_stride, g, g.dtype),
+                                         alignment_of(g.b, g.b_stride, g, g.dtype),
+                                         alignment_of(g.c, g.c_stride, g, c_dtype(g)),
+                                         g.bias ? alignment_of(g.bias, 0, g, g.dtype) : 0,
+                                         g.pre ? alignment_of(g.pre, g.c_stride, g, g.dtype) : 0};
   auto& found = lt.plans[key];
   if (!found) found = make_plan(lt, g);
   return *found;

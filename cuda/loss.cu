@@ -10,9 +10,9 @@ namespace {
 
 // dlogits may be the logits: a group has read what it needs of its row before it writes, and then
 // every element is read and written by one thread.
-template <class T, int V, int kThreads>
+template <class T, class D, int V, int kThreads>
 __global__ void cross_entropy_kernel(const T* logits, const std::int64_t* targets, double* loss,
-                                     T* dlogits, std::int64_t rows, std::int64_t width,
+                                     D* dlogits, std::int64_t rows, std::int64_t width,
                                      accum_t<T> scale) {
   using A = accum_t<T>;
   using Groups = RowGroups<kThreads>;
@@ -35,42 +35,51 @@ __global__ void cross_entropy_kernel(const T* logits, const std::int64_t* target
     if (!dlogits) continue;
     __syncwarp();  // `picked` has been read (in a block the reductions saw to it)
     const A share = scale / sum;
-    T* dz = dlogits + row * width;
+    D* dz = dlogits + row * width;
     for (std::int64_t v = Groups::lane() * V; v < width; v += kThreads * V) {
       const auto p = load_pack<V>(z + v);
-      Pack<T, V> d;
+      Pack<D, V> d;
 #pragma unroll
       for (int j = 0; j < V; ++j) {
         const A e = counts ? vmath::exp(A(p[j]) - top) : A(0);
-        d[j] = v + j == target ? T((e / sum - A(1)) * scale) : T(e * share);
+        d[j] = v + j == target ? D((e / sum - A(1)) * scale) : D(e * share);
       }
       store_pack(dz + v, d);
     }
   }
 }
 
+template <class T, class D>
+void cross_entropy_typed(const CrossEntropyFwd& c) {
+  const T* z = static_cast<const T*>(c.logits);
+  D* dz = static_cast<D*>(c.dlogits);
+  const auto scale = static_cast<accum_t<T>>(c.scale);
+  const auto run = [&](auto V, auto threads) {
+    using Groups = RowGroups<decltype(threads)::value>;
+    launch("cross_entropy_fwd",
+           cross_entropy_kernel<T, D, decltype(V)::value, decltype(threads)::value>,
+           Groups::blocks(c.rows), Groups::kBlockThreads, 0, z, c.target, c.loss, dz, c.rows, c.V,
+           scale);
+  };
+  dispatch_row_threads(c.V, [&](auto threads) {
+    constexpr int kV = kPackOf<T>;
+    if (c.V % kV == 0 && can_pack<T, kV>(z) && can_pack<D, kV>(dz)) {
+      run(std::integral_constant<int, kV>{}, threads);
+    } else {
+      run(std::integral_constant<int, 1>{}, threads);
+    }
+  });
+}
+
 void cross_entropy_cuda(const CrossEntropyFwd& c) {
   if (c.rows * c.V == 0) return;
   dispatch_float(c.dtype, "cross_entropy_fwd", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const T* z = static_cast<const T*>(c.logits);
-    T* dz = static_cast<T*>(c.dlogits);
-    const auto scale = static_cast<accum_t<T>>(c.scale);
-    const auto run = [&](auto V, auto threads) {
-      using Groups = RowGroups<decltype(threads)::value>;
-      launch("cross_entropy_fwd",
-             cross_entropy_kernel<T, decltype(V)::value, decltype(threads)::value>,
-             Groups::blocks(c.rows), Groups::kBlockThreads, 0, z, c.target, c.loss, dz, c.rows, c.V,
-             scale);
-    };
-    dispatch_row_threads(c.V, [&](auto threads) {
-      constexpr int kV = kPackOf<T>;
-      if (c.V % kV == 0 && can_pack<T, kV>(z, dz)) {
-        run(std::integral_constant<int, kV>{}, threads);
-      } else {
-        run(std::integral_constant<int, 1>{}, threads);
-      }
-    });
+    if (std::is_same_v<T, float> && c.dlogits_dtype == DType::bf16) {
+      cross_entropy_typed<float, bfloat16>(c);
+    } else {
+      cross_entropy_typed<T, T>(c);
+    }
   });
 }
 

@@ -21,6 +21,7 @@
 #include "tensor/error.h"
 #include "tensor/ops/dropout.h"
 #include "tensor/ops/elementwise.h"
+#include "tensor/ops/gemm.h"
 #include "tensor/ops/optim.h"
 #include "tests/guarded_gpu.h"
 #include "tests/op_runs.h"
@@ -261,6 +262,23 @@ TEST(CudaRandom, DropoutDrawsTheMasksOfTheCpu) {
       const RngKey key{12345678901, 77};
       EXPECT_TRUE(same_bits(ops::dropout(x.to(device), 0.3, key), ops::dropout(x, 0.3, key))) << n;
     }
+  }
+}
+
+TEST(CudaGemm, Bf16ProductsIntoF32KeepTheirSums) {
+  PROTEUS_NEED_GPU();
+  const Device device = gpu();
+  for (const std::int64_t n : {9, 64, 400}) {
+    const Tensor a = Tensor::randn({n, 72}, {1, 2}, DType::bf16);
+    const Tensor b = Tensor::randn({72, 2 * n}, {3, 4}, DType::bf16);
+    const Tensor before = Tensor::randn({n, 2 * n}, {5, 6});
+    const Tensor here = before.clone();
+    const Tensor there = before.to(device);
+    ops::gemm_into(here, a, b, 1, 1);
+    ops::gemm_into(there, a.to(device), b.to(device), 1, 1);
+    const auto x = there.to_vector();
+    const auto y = here.to_vector();
+    for (std::size_t i = 0; i < x.size(); ++i) ASSERT_NEAR(x[i], y[i], 1e-4) << n << ", " << i;
   }
 }
 

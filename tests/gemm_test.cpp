@@ -203,6 +203,24 @@ TEST(Gemm, Bf16SumsOverABatchAreRoundedOnce) {
   EXPECT_EQ(c.item(), 300);  // in steps of bf16 it would stop at 256
 }
 
+TEST(Gemm, Bf16ProductsIntoF32KeepTheirSums) {
+  for (const std::int64_t M : {5, 70}) {  // few rows, and enough for the packed path
+    const Tensor a = random({M, 33}, 1, DType::bf16);
+    const Tensor b = random({33, 20}, 2, DType::bf16);
+    const auto wanted = product(a, b);
+    const Tensor c = Tensor::full({M, 20}, std::nan(""));
+    ops::gemm_into(c, a, b);
+    expect_near(c, wanted, 1e-5);
+    ops::gemm_into(c, a, b, 1, 1);
+    auto twice = wanted;
+    for (double& v : twice) v *= 2;
+    expect_near(c, twice, 2e-5);
+    const Tensor transposed = Tensor::zeros({33, 20});
+    ops::gemm_into(transposed, a.transpose(0, 1), random({M, 20}, 3, DType::bf16));
+    expect_near(transposed, product(a.transpose(0, 1), random({M, 20}, 3, DType::bf16)), 1e-5);
+  }
+}
+
 TEST(Gemm, AnEmptySumKeepsBetaTimesC) {
   const Tensor c = Tensor::full({1, 2, 2}, 3.0);
   ops::gemm_into(c, Tensor::zeros({0, 2, 4}), Tensor::zeros({4, 2}), 1, 0.5);

@@ -37,6 +37,11 @@ void finish_block(const GemmFwd& g, const Block<T>& b) {
   for (std::int64_t r = 0; r < b.m; ++r) {
     A* sums = b.sums + r * b.ld;
     const std::int64_t at = b.batch * g.c_stride + (b.i + r) * g.ldc + b.j;
+    if (!kInPlace && g.wide_c) {
+      A* c = static_cast<A*>(g.c) + at;
+      for (std::int64_t j = 0; j < b.n; ++j) c[j] = sums[j] + (beta == A(0) ? A(0) : beta * c[j]);
+      continue;
+    }
     T* c = static_cast<T*>(g.c) + at;
     T* pre = g.pre ? static_cast<T*>(g.pre) + at : nullptr;
     T* act = g.act ? static_cast<T*>(g.act) + at : nullptr;

@@ -15,7 +15,8 @@ enum class GemmEpilogue : std::uint8_t { none, gelu, gelu_grad };
 
 /// Row-major matrices with row strides ld (elements) and a stride per batch. op(A) [M, K] is stored
 /// as A[M×lda] or, transposed, as A[K×lda]; op(B) [K, N] alike. All of one dtype; sums are f64 for
-/// f64 and f32 otherwise. pre and act have the layout of c. beta = 0 does not read c.
+/// f64 and f32 otherwise. pre and act have the layout of c. beta = 0 does not read c. With wide_c,
+/// c holds the sums as they are, in the accumulation type; there is no bias and no epilogue then.
 struct GemmFwd {
   const void* a = nullptr;
   const void* b = nullptr;
@@ -28,6 +29,7 @@ struct GemmFwd {
   std::int64_t batch = 1;
   std::int64_t a_stride = 0, b_stride = 0, c_stride = 0;
   bool trans_a = false, trans_b = false;
+  bool wide_c = false;
   double alpha = 1;
   double beta = 0;
   GemmEpilogue epilogue = GemmEpilogue::none;
@@ -50,7 +52,8 @@ extern Slot<BiasBwd> bias_bwd;
 
 namespace ops {
 
-/// c = alpha·a·b + beta·c in place (c's version is bumped). a [..., M, K], b [..., K, N] with
+/// c = alpha·a·b + beta·c in place (c's version is bumped); c has the dtype of a and b, or is f32
+/// beside bf16. a [..., M, K], b [..., K, N] with
 /// batch dimensions that broadcast to a common shape; c [..., M, N] has that shape, or 1 in some of
 /// its dimensions: the products are then summed over these, in order. Views are read without a copy
 /// where rows or columns are contiguous; c must have contiguous rows or columns.

@@ -71,6 +71,8 @@ std::vector<BatchDim> batch_dims(const Tensor& c, const Tensor& a, const Tensor&
   return dims;
 }
 
+DType c_dtype(const GemmFwd& g) { return g.wide_c ? ops::accum_dtype(g.dtype) : g.dtype; }
+
 const void* offset(const void* p, std::int64_t elements, DType dtype) {
   return static_cast<const char*>(p) + elements * static_cast<std::int64_t>(size_of(dtype));
 }
@@ -105,7 +107,7 @@ void run_batches(Device device, GemmFwd g, std::vector<BatchDim> dims) {
     }
     now.a = offset(g.a, a, g.dtype);
     now.b = offset(g.b, b, g.dtype);
-    now.c = const_cast<void*>(offset(g.c, c, g.dtype));
+    now.c = const_cast<void*>(offset(g.c, c, c_dtype(g)));
     gemm_fwd(device, now);
   }
 }
@@ -159,9 +161,10 @@ void product(const Tensor& c, const Factor& a, const Factor& b, double alpha, do
                   .ldc = row_step(c),
                   .trans_a = a.trans,
                   .trans_b = b.trans,
+                  .wide_c = c.dtype() != a_read.dtype(),
                   .alpha = alpha,
                   .beta = beta,
-                  .dtype = c.dtype()};
+                  .dtype = a_read.dtype()};
   run_batches(c.device(), g,
               batch_dims(c_batch, with_batch(a_read, batch), with_batch(b_read, batch)));
 }
@@ -241,7 +244,11 @@ namespace ops {
 void gemm_into(const Tensor& c, const Tensor& a, const Tensor& b, double alpha, double beta) {
   const std::string call = "gemm_into(c, a, b)";
   check_product(call, a, b);
-  check_like(call, "c", c, a);
+  if (c.defined() && c.dtype() == accum_dtype(a.dtype())) {
+    check_device(call, "c", c, a);
+  } else {
+    check_like(call, "c", c, a);
+  }
   Shape wanted = broadcast_shapes(call, batch_of(a), batch_of(b));
   const int lead = wanted.rank();
   bool fits = c.rank() == lead + 2 && c.size(-2) == a.size(-2) && c.size(-1) == b.size(-1);

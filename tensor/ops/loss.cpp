@@ -15,9 +15,11 @@
 namespace proteus {
 namespace {
 
-// Elements of logits that exist at once: 64 MiB of f32, few enough to stay near the caches and
-// enough rows for the weight gradient's GEMM even at 50,000 words.
+// Elements of logits that exist at once. On the CPU 64 MiB of f32, few enough to stay near the
+// caches and enough rows for the weight gradient's GEMM even at 50,000 words; on a GPU enough rows
+// to fill it.
 constexpr std::int64_t kLogitsAtOnce = std::int64_t{1} << 24;
+constexpr std::int64_t kDeviceLogitsAtOnce = std::int64_t{1} << 27;
 
 // In lanes of its own: compilers do not vectorise a plain maximum of floats without -ffast-math.
 template <class T>
@@ -37,14 +39,14 @@ accum_t<T> row_max(const T* z, std::int64_t V) {
   return *std::max_element(lanes, lanes + kLanes);
 }
 
-template <class T>
+template <class T, class D>
 double row_loss(const CrossEntropyFwd& a, std::int64_t row) {
   using A = accum_t<T>;
   const T* z = static_cast<const T*>(a.logits) + row * a.V;
-  T* dz = a.dlogits ? static_cast<T*>(a.dlogits) + row * a.V : nullptr;
+  D* dz = a.dlogits ? static_cast<D*>(a.dlogits) + row * a.V : nullptr;
   const std::int64_t target = a.target[row];
   if (target < 0) {
-    if (dz) std::fill_n(dz, a.V, T(0.0f));
+    if (dz) std::fill_n(dz, a.V, D(0.0f));
     return 0;
   }
   const A top = row_max<T>(z, a.V);
@@ -56,8 +58,8 @@ double row_loss(const CrossEntropyFwd& a, std::int64_t row) {
     const A factor = static_cast<A>(a.scale);
     const A share = factor / sum;
 #pragma omp simd
-    for (std::int64_t v = 0; v < a.V; ++v) dz[v] = T(vmath::exp(A(z[v]) - top) * share);
-    dz[target] = T((vmath::exp(picked - top) / sum - A(1)) * factor);
+    for (std::int64_t v = 0; v < a.V; ++v) dz[v] = D(vmath::exp(A(z[v]) - top) * share);
+    dz[target] = D((vmath::exp(picked - top) / sum - A(1)) * factor);
   }
   return static_cast<double>(std::log(sum) + (top - picked));
 }
@@ -67,7 +69,10 @@ void cross_entropy_cpu(const CrossEntropyFwd& a) {
   dispatch_float(a.dtype, "cross_entropy_fwd", [&](auto tag) {
     using T = typename decltype(tag)::type;
     parallel_for(a.rows, grain, [&](std::int64_t begin, std::int64_t end) {
-      for (std::int64_t r = begin; r < end; ++r) a.loss[r] = row_loss<T>(a, r);
+      const bool narrow = a.dlogits_dtype == DType::bf16;
+      for (std::int64_t r = begin; r < end; ++r) {
+        a.loss[r] = narrow ? row_loss<T, bfloat16>(a, r) : row_loss<T, accum_t<T>>(a, r);
+      }
     });
   });
 }
@@ -150,31 +155,39 @@ void check_inputs(const std::string& call, const char* name, const Tensor& x) {
   if (x.rank() == 0) throw ShapeError(call + ": " + name + ": expected [..., C], got []");
 }
 
-// One pass over the compacted rows h [n, C]: losses [n], and the gradients that are defined.
+// One pass over the compacted rows h [n, C]: losses [n], and the gradients that are defined. Logits
+// and the sums of dw are in the accumulation type.
 void run_chunks(const Tensor& h, const Tensor& w, const Tensor& target, const Tensor& losses,
                 const Tensor& dh, const Tensor& dw) {
   const std::int64_t n = h.size(0);
   const std::int64_t V = w.size(0);
-  const std::int64_t most = std::max<std::int64_t>(1, kLogitsAtOnce / V);
+  const Device device = h.device();
+  const DType wide = ops::accum_dtype(h.dtype());
+  const std::int64_t at_once = device.type == DeviceType::cpu ? kLogitsAtOnce : kDeviceLogitsAtOnce;
+  const std::int64_t most = std::max<std::int64_t>(1, at_once / V);
   const std::int64_t chunks = (n + most - 1) / most;
   const std::int64_t chunk = (n + chunks - 1) / chunks;
-  const Tensor buffer = Tensor::empty({chunk, V}, h.dtype(), h.device());
   const bool gradients = dh.defined() || dw.defined();
+  const Tensor buffer = Tensor::empty({chunk, V}, wide, device);
+  const bool in_place = !gradients || wide == h.dtype();
+  const Tensor narrow = in_place ? buffer : Tensor::empty({chunk, V}, h.dtype(), device);
   for (std::int64_t begin = 0; begin < n; begin += chunk) {
     const std::int64_t end = std::min(n, begin + chunk);
     const Tensor logits = buffer.slice(0, 0, end - begin);
+    const Tensor dlogits = narrow.slice(0, 0, end - begin);
     const Tensor rows = h.slice(0, begin, end);
     ops::gemm_into(logits, rows, w.transpose(0, 1));
-    cross_entropy_fwd(h.device(), {.logits = logits.raw(),
-                                   .target = target.data<std::int64_t>() + begin,
-                                   .loss = losses.data<double>() + begin,
-                                   .dlogits = gradients ? logits.raw() : nullptr,
-                                   .rows = end - begin,
-                                   .V = V,
-                                   .scale = 1.0 / static_cast<double>(n),
-                                   .dtype = h.dtype()});
-    if (dh.defined()) ops::gemm_into(dh.slice(0, begin, end), logits, w);
-    if (dw.defined()) ops::gemm_into(dw, logits.transpose(0, 1), rows, 1, begin == 0 ? 0 : 1);
+    cross_entropy_fwd(device, {.logits = logits.raw(),
+                               .target = target.data<std::int64_t>() + begin,
+                               .loss = losses.data<double>() + begin,
+                               .dlogits = gradients ? dlogits.raw() : nullptr,
+                               .rows = end - begin,
+                               .V = V,
+                               .scale = 1.0 / static_cast<double>(n),
+                               .dtype = wide,
+                               .dlogits_dtype = dlogits.dtype()});
+    if (dh.defined()) ops::gemm_into(dh.slice(0, begin, end), dlogits, w);
+    if (dw.defined()) ops::gemm_into(dw, dlogits.transpose(0, 1), rows, 1, begin == 0 ? 0 : 1);
   }
 }
 
@@ -218,16 +231,15 @@ CrossEntropy cross_entropy(const Tensor& hidden, const Tensor& weight, const Ten
     copy_rows(h, nullptr, all_rows, &index, n);
   }
   const Tensor losses = Tensor::empty({n}, DType::f64, device);
-  const Tensor dh = want_dhidden ? Tensor::empty({n, C}, wide, device) : Tensor();
+  const Tensor dh = want_dhidden ? Tensor::empty({n, C}, dtype, device) : Tensor();
   const Tensor dw = want_dweight ? Tensor::empty(weight.shape(), wide, device) : Tensor();
-  run_chunks(h.to(wide), weight.contiguous().to(wide), index_tensor(t.values, device), losses, dh,
-             dw);
+  run_chunks(h, weight.contiguous(), index_tensor(t.values, device), losses, dh, dw);
   out.loss = mean_loss(losses, n, wide);
   if (want_dweight) out.dweight = dw.to(dtype);
-  if (want_dhidden && !compact) out.dhidden = dh.to(dtype).reshape(hidden.shape());
+  if (want_dhidden && !compact) out.dhidden = dh.reshape(hidden.shape());
   if (want_dhidden && compact) {
     out.dhidden = Tensor::zeros(hidden.shape(), dtype, device);
-    copy_rows(out.dhidden, &index, dh.to(dtype), nullptr, n);
+    copy_rows(out.dhidden, &index, dh, nullptr, n);
   }
   return out;
 }
@@ -257,7 +269,8 @@ CrossEntropy cross_entropy_logits(const Tensor& logits_any, const Tensor& target
                                .rows = t.all,
                                .V = V,
                                .scale = t.count() ? 1.0 / static_cast<double>(t.count()) : 0.0,
-                               .dtype = logits.dtype()});
+                               .dtype = logits.dtype(),
+                               .dlogits_dtype = logits.dtype()});
   } else {
     losses.zero_();
   }

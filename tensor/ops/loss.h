@@ -12,7 +12,7 @@ namespace proteus {
 
 /// logits [rows, V], contiguous; target[i] in [0, V), or negative: the row counts as 0. loss[i]
 /// gets the row's own loss. dlogits (may be logits itself, or null) gets dz·scale, zeros in rows
-/// that do not count.
+/// that do not count; it is of the logits' dtype, or bf16 beside f32.
 struct CrossEntropyFwd {
   const void* logits = nullptr;
   const std::int64_t* target = nullptr;
@@ -22,6 +22,7 @@ struct CrossEntropyFwd {
   std::int64_t V = 0;
   double scale = 1;
   DType dtype = DType::f32;
+  DType dlogits_dtype = DType::f32;
 };
 extern Slot<CrossEntropyFwd> cross_entropy_fwd;
 
@@ -50,9 +51,9 @@ struct CrossEntropy {
 };
 
 /// hidden [..., C], weight [V, C], targets [...] i32 or i64. Rows whose target is `ignore_index`
-/// cost nothing. Logits and sums over a row are f64 for f64 and f32 otherwise (bf16 included);
-/// the mean is summed in f64. Throws ShapeError, DTypeError; a target outside [0, V) is a
-/// ShapeError that names its row and value.
+/// cost nothing. Logits and sums over a row are f64 for f64 and f32 otherwise (bf16 included); for
+/// bf16 the gradient of the logits is rounded to bf16. The mean is summed in f64. Throws
+/// ShapeError, DTypeError; a target outside [0, V) is a ShapeError that names its row and value.
 CrossEntropy cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
                            std::int64_t ignore_index, bool want_dhidden, bool want_dweight);
 /// logits [..., V], targets [...].
