@@ -4,6 +4,7 @@
 
 #define PROTEUS_CUDA_FAMILIES(X) \
   X(attention)                   \
+  X(bank)                        \
   X(copy)                        \
   X(dropout)                     \
   X(elementwise)                 \
@@ -22,7 +23,8 @@
   X(routing)                     \
   X(salience)                    \
   X(select)                      \
-  X(softmax)
+  X(softmax)                     \
+  X(take)
 
 namespace proteus::cuda {
 
