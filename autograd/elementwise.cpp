@@ -1,6 +1,7 @@
 #include "autograd/elementwise.h"
 
 #include "autograd/tape.h"
+#include "autograd/view.h"
 #include "tensor/ops/check.h"
 #include "tensor/ops/elementwise.h"
 #include "tensor/ops/reduce.h"
@@ -120,7 +121,8 @@ Variable scale_rows(const Variable& x, const Variable& r) {
                 });
 }
 
-Variable key_shift(const Variable& x, const Variable& mu) {
+Variable key_shift(const Variable& x, const Variable& any_mu) {
+  const Variable mu = beside(any_mu, x);
   return record("key_shift", {x, mu}, ops::key_shift(x.value(), mu.value()),
                 {x.value(), mu.value()}, [](const Backward& ctx) -> Gradients {
                   auto g = ops::key_shift_backward(ctx.saved(0), ctx.saved(1), ctx.dy(),

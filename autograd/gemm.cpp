@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "autograd/tape.h"
+#include "autograd/view.h"
 #include "tensor/ops/gemm.h"
 
 namespace proteus {
@@ -25,7 +26,9 @@ Tensor factor_gradient(const Tensor& like, bool trans, const Tensor& left, const
 
 }  // namespace
 
-Variable linear(const Variable& x, const Variable& weight, const Variable& bias) {
+Variable linear(const Variable& x, const Variable& any_weight, const Variable& any_bias) {
+  const Variable weight = beside(any_weight, x);
+  const Variable bias = beside(any_bias, x);
   return record("linear", {x, weight, bias},
                 ops::linear(x.value(), weight.value(), value_or_none(bias)),
                 {x.value(), weight.value()}, [](const Backward& ctx) -> Gradients {
@@ -38,7 +41,9 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias)
                 });
 }
 
-Variable linear_gelu(const Variable& x, const Variable& weight, const Variable& bias) {
+Variable linear_gelu(const Variable& x, const Variable& any_weight, const Variable& any_bias) {
+  const Variable weight = beside(any_weight, x);
+  const Variable bias = beside(any_bias, x);
   auto fwd = ops::linear_gelu(x.value(), weight.value(), value_or_none(bias),
                               will_record({x, weight, bias}));
   return record("linear_gelu", {x, weight, bias}, fwd.y, {x.value(), weight.value(), fwd.pre},
@@ -52,8 +57,12 @@ Variable linear_gelu(const Variable& x, const Variable& weight, const Variable& 
                 });
 }
 
-Variable mlp_gelu(const Variable& x, const Variable& weight1, const Variable& bias1,
-                  const Variable& weight2, const Variable& bias2) {
+Variable mlp_gelu(const Variable& x, const Variable& any_weight1, const Variable& any_bias1,
+                  const Variable& any_weight2, const Variable& any_bias2) {
+  const Variable weight1 = beside(any_weight1, x);
+  const Variable bias1 = beside(any_bias1, x);
+  const Variable weight2 = beside(any_weight2, x);
+  const Variable bias2 = beside(any_bias2, x);
   auto hidden = ops::linear_gelu(x.value(), weight1.value(), value_or_none(bias1),
                                  will_record({x, weight1, bias1, weight2, bias2}));
   Tensor y = ops::linear(hidden.y, weight2.value(), value_or_none(bias2));

@@ -1,13 +1,15 @@
 #include "autograd/grouped_gemm.h"
 
 #include "autograd/tape.h"
+#include "autograd/view.h"
 #include "tensor/ops/grouped_gemm.h"
 
 namespace proteus {
 
 // The rows are integers, made once per routing and never changed: lambdas may hold them.
 
-Variable grouped_linear(const Variable& x, const Variable& weight, const PackedRows& rows) {
+Variable grouped_linear(const Variable& x, const Variable& any_weight, const PackedRows& rows) {
+  const Variable weight = beside(any_weight, x);
   return record("grouped_linear", {x, weight}, ops::grouped_gather(x.value(), weight.value(), rows),
                 {x.value(), weight.value()}, [rows](const Backward& ctx) -> Gradients {
                   Gradients g(2);
@@ -19,7 +21,8 @@ Variable grouped_linear(const Variable& x, const Variable& weight, const PackedR
                 });
 }
 
-Variable grouped_combine(const Variable& y, const Variable& weight, const PackedRows& rows) {
+Variable grouped_combine(const Variable& y, const Variable& any_weight, const PackedRows& rows) {
+  const Variable weight = beside(any_weight, y);
   return record("grouped_combine", {y, weight},
                 ops::grouped_scatter(y.value(), weight.value(), rows), {y.value(), weight.value()},
                 [rows](const Backward& ctx) -> Gradients {

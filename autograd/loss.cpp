@@ -1,6 +1,7 @@
 #include "autograd/loss.h"
 
 #include "autograd/tape.h"
+#include "autograd/view.h"
 
 namespace proteus {
 namespace {
@@ -15,8 +16,9 @@ Tensor scaled(const Tensor& gradient, double cotangent) {
 
 }  // namespace
 
-Variable cross_entropy(const Variable& hidden, const Variable& weight, const Tensor& targets,
+Variable cross_entropy(const Variable& hidden, const Variable& any_weight, const Tensor& targets,
                        std::int64_t ignore_index) {
+  const Variable weight = beside(any_weight, hidden);
   const bool recorded = will_record({hidden, weight});
   auto fwd =
       ops::cross_entropy(hidden.value(), weight.value(), targets, ignore_index,

@@ -1,6 +1,7 @@
 #include "autograd/norm.h"
 
 #include "autograd/tape.h"
+#include "autograd/view.h"
 #include "tensor/ops/norm.h"
 
 namespace proteus {
@@ -9,7 +10,10 @@ namespace {
 Tensor value_or_none(const Variable& v) { return v.defined() ? v.value() : Tensor(); }
 }  // namespace
 
-Variable layernorm(const Variable& x, const Variable& gamma, const Variable& beta, double eps) {
+Variable layernorm(const Variable& x, const Variable& any_gamma, const Variable& any_beta,
+                   double eps) {
+  const Variable gamma = beside(any_gamma, x);
+  const Variable beta = beside(any_beta, x);
   auto fwd = ops::layernorm(x.value(), value_or_none(gamma), value_or_none(beta), eps);
   return record(
       "layernorm", {x, gamma, beta}, fwd.y, {x.value(), value_or_none(gamma), fwd.mean, fwd.rstd},
@@ -20,7 +24,8 @@ Variable layernorm(const Variable& x, const Variable& gamma, const Variable& bet
       });
 }
 
-Variable rmsnorm(const Variable& x, const Variable& gamma, double eps) {
+Variable rmsnorm(const Variable& x, const Variable& any_gamma, double eps) {
+  const Variable gamma = beside(any_gamma, x);
   auto fwd = ops::rmsnorm(x.value(), value_or_none(gamma), eps);
   return record("rmsnorm", {x, gamma}, fwd.y, {x.value(), value_or_none(gamma), fwd.rstd},
                 [](const Backward& ctx) -> Gradients {

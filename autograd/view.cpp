@@ -91,4 +91,10 @@ Variable cast(const Variable& x, DType dtype) {
       [from = x.dtype()](const Backward& ctx) -> Gradients { return {ctx.dy().to(from)}; });
 }
 
+Variable beside(const Variable& parameter, const Variable& x) {
+  const bool wide =
+      parameter.defined() && parameter.dtype() == DType::f32 && x.dtype() == DType::bf16;
+  return wide ? cast(parameter, DType::bf16) : parameter;
+}
+
 }  // namespace proteus

@@ -23,5 +23,8 @@ Variable expand(const Variable& x, const Shape& shape);
 Variable clone(const Variable& x);
 /// x converted; the gradient is converted back. Throws DTypeError unless both are floating.
 Variable cast(const Variable& x, DType dtype);
+/// A parameter kept in f32 beside an x of bf16, rounded to bf16; its gradient comes back in f32.
+/// Any other pair stays as it is.
+Variable beside(const Variable& parameter, const Variable& x);
 
 }  // namespace proteus

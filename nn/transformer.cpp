@@ -4,6 +4,7 @@
 #include "autograd/dropout.h"
 #include "autograd/loss.h"
 #include "autograd/tape.h"
+#include "autograd/view.h"
 #include "nn/init.h"
 #include "tensor/error.h"
 #include "tensor/ops/gemm.h"
@@ -59,6 +60,7 @@ Variable Transformer::hidden(const Tensor& tokens) {
                      to_string(tokens.shape()));
   }
   Variable x = embedding_->forward(tokens.to(head_weight().device()));
+  if (config_.compute != x.dtype()) x = cast(x, config_.compute);
   if (training()) x = dropout(x, config_.dropout, generator_);
   for (Block* block : blocks_) {
     if (config_.recompute) {
@@ -82,13 +84,14 @@ Variable Transformer::loss(const Tensor& tokens, const Tensor& targets, std::int
 
 Tensor Transformer::logits(const Tensor& tokens) {
   const NoGradGuard no_grad;
-  return ops::linear(hidden(tokens).value(), embedding_->weight().value(), {});
+  return ops::linear(hidden(tokens).value().to(head_weight().dtype()), head_weight(), {});
 }
 
 Tensor Transformer::last_logits(const Tensor& tokens) {
   const NoGradGuard no_grad;
   const Tensor h = hidden(tokens).value();
-  return ops::linear(h.select(1, h.size(1) - 1).contiguous(), embedding_->weight().value(), {});
+  const Tensor last = h.select(1, h.size(1) - 1).contiguous();
+  return ops::linear(last.to(head_weight().dtype()), head_weight(), {});
 }
 
 std::int64_t DecodeState::bytes() const {

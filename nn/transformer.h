@@ -22,6 +22,8 @@ struct TransformerConfig {
   bool bias = false;
   double dropout = 0;
   bool recompute = false;  ///< activation checkpointing of every block
+  /// Of activations: f32, or bf16 beside parameters, moments, routing and the loss in f32.
+  DType compute = DType::f32;
   std::uint64_t seed = 1;
 };
 
@@ -57,7 +59,8 @@ class Transformer : public Module {
   Transformer(const TransformerConfig& config, const AttentionFactory& make_attention,
               const FeedForwardFactory& make_feed_forward = {});
 
-  /// tokens i32 or i64 [B, T], on any device → the final norm's output [B, T, C].
+  /// tokens i32 or i64 [B, T], on any device → the final norm's output [B, T, C], of the dtype of
+  /// activations.
   Variable hidden(const Tensor& tokens);
   /// Mean cross-entropy in nats over targets that are not `ignore`; targets [B, T].
   Variable loss(const Tensor& tokens, const Tensor& targets, std::int64_t ignore = -100);

@@ -95,6 +95,31 @@ TEST_P(EveryArm, Learns) {
   EXPECT_LT(all.back(), all.front() - 0.4);
 }
 
+// Parameters, gradients and moments stay in f32; only what flows between them is rounded.
+TEST_P(EveryArm, LearnsAlikeWithActivationsInBf16) {
+  Options o = small_options();
+  o.model.dropout = 0;
+  const auto make = [&](const char* dtype) {
+    o.common.dtype = dtype;
+    return make_model(o, arm_named(GetParam(), "arm"), kVocab, 3);
+  };
+  const auto wide = make("f32");
+  const auto narrow = make("bf16");
+  EXPECT_EQ(narrow->hidden(batch_of(0).inputs).dtype(), DType::bf16);
+  narrow->loss(batch_of(0).inputs, batch_of(0).targets).backward();
+  for (const Parameter& p : narrow->parameters()) {
+    EXPECT_EQ(p.variable.dtype(), DType::f32) << p.name;
+    if (!p.variable.grad().defined()) continue;
+    EXPECT_EQ(p.variable.grad().dtype(), DType::f32) << p.name;
+  }
+  const auto expected = losses(*wide, 60);
+  const auto got = losses(*narrow, 60);
+  EXPECT_NE(got[0], expected[0]);
+  EXPECT_NEAR(got[0], expected[0], 0.01);  // weights of bf16 are off by 2^-9
+  EXPECT_NEAR(got.back(), expected.back(), 0.05);
+  EXPECT_LT(got.back(), got.front() - 0.4);
+}
+
 TEST_P(EveryArm, SameLossesWithOneAndTwoThreads) {
   std::vector<std::vector<double>> runs;
   for (const int threads : {1, 2, 3}) {

@@ -118,6 +118,7 @@ std::unique_ptr<Transformer> make_model(const Options& options, const Arm& arm, 
   config.norm = o.norm == "rms" ? NormKind::rms : NormKind::layer;
   config.dropout = o.dropout;
   config.recompute = o.recompute;
+  config.compute = options.common.dtype == "bf16" ? DType::bf16 : DType::f32;
   config.seed = seed;
   const auto layer_seed = [seed](int layer) { return seed + static_cast<std::uint64_t>(layer); };
   const auto attention = [&](const AttentionSite& site) -> std::unique_ptr<Attention> {

@@ -25,7 +25,7 @@ struct Score {
 
 Score score(Transformer& model, const Batch& batch) {
   const NoGradGuard no_grad;
-  const Tensor hidden = model.hidden(batch.inputs).value().to(kCpu).contiguous();
+  const Tensor hidden = model.hidden(batch.inputs).value().to(DType::f32).to(kCpu).contiguous();
   const std::int64_t C = hidden.size(2);
   const auto* targets = batch.targets.data<std::int32_t>();
   std::vector<std::int64_t> rows;

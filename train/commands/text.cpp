@@ -40,9 +40,6 @@ Dataset open_dataset(const Options& options, const Tokenizer& tokenizer) {
 
 Options resolved_for(const Options& options, std::int64_t train_tokens) {
   open_device(options.common.device);  // before anything is written
-  if (options.common.dtype != "f32") {
-    throw ConfigError("--dtype: training expects f32, got '" + options.common.dtype + "'");
-  }
   Options resolved = options;
   resolved.training.steps = training_steps(options.training, options.model.context, train_tokens);
   resolved.training.epochs = 0;
