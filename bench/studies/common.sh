@@ -19,6 +19,7 @@ DEVICE=${DEVICE:-cpu}
 export DEVICE PROTEUS OMP_WAIT_POLICY=passive
 started=$(date +%s)
 queue=()
+failed=0
 
 need_data() {
   [ -f "$DATA" ] && return
@@ -47,14 +48,13 @@ carry_out() {
 }
 export -f carry_out
 
-# Runs what is queued, JOBS at a time, in order; fails when one of them did.
+# Runs what is queued, JOBS at a time, in order. What fails is missing in the table, and in the end the
+# study fails.
 finish() {
-  local status=0
   if [ ${#queue[@]} -gt 0 ]; then
-    printf '%s\0' "${queue[@]}" | xargs -0 -P "$JOBS" -I{} bash -c 'carry_out "$1"' _ {} || status=1
+    printf '%s\0' "${queue[@]}" | xargs -0 -P "$JOBS" -I{} bash -c 'carry_out "$1"' _ {} || failed=1
   fi
   queue=()
-  return $status
 }
 
 # table LABEL=FOLDER...: see bench/studies/table.cpp; folders below $RUNS that are not done are left out.
@@ -63,9 +63,11 @@ table() {
   for row in "$@"; do
     [ -f "$RUNS/${row#*=}/done" ] && rows+=("${row%%=*}=$RUNS/${row#*=}")
   done
-  "$BENCH/study_table" "${rows[@]}"
+  if [ ${#rows[@]} -gt 0 ]; then "$BENCH/study_table" "${rows[@]}"; else echo "No run is done."; fi
 }
 
+# The last line of a study.
 elapsed() {
   echo "$(($(date +%s) - started)) s with $JOBS runs at a time; runs that were there already are not counted."
+  exit $failed
 }
