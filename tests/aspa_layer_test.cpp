@@ -351,7 +351,7 @@ TEST_F(AspaLayer, LeakySelectionIsBalancedAndNotCausal) {
   suffix.slice(1, T / 2, T).copy_(Tensor::randn({3, T - T / 2, c.width}, {9, 9}));
   EXPECT_FALSE(same_bits(evaluate(*layer, suffix).slice(1, 0, T / 2),
                          evaluate(*layer, x).slice(1, 0, T / 2)));
-  const auto state = layer->make_state();
+  const auto state = layer->make_state(CacheType::full);
   AttentionState* const states[] = {state.get()};
   EXPECT_EQ(message_of([&] { layer->step(x.select(0, 0).slice(0, 0, 1), states); }),
             "aspa: step: leaky_selection needs the whole sequence, later tokens too");
