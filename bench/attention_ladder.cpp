@@ -1,6 +1,6 @@
 // The ladder of CUDA attention kernels (cuda/attention.h), rung by rung: how far each is from the
-// plain one (NMSE), TFLOP/s, and the share of what the units that it uses can do by the datasheet of
-// an H100 SXM.
+// plain one (NMSE), TFLOP/s, and the share of what the units that it uses can do by the datasheet
+// of an H100 SXM.
 //   attention_ladder [T]      causal, 16,384 tokens in sequences of T (2,048), 32 heads of 64
 #include <cstdio>
 #include <cstdlib>

@@ -1,8 +1,8 @@
 // Attention on a GPU: TFLOP/s forward and backward, with the slots' own choice of kernels.
 //   cuda_attention_bench
-// dense: 16,384 tokens in sequences of 1,024 to 16,384 at width 2,048 (32 heads of 64, 16 of 128, …),
-// the shapes in which FlashAttention is usually quoted, in bf16; window: one sequence, 8 heads of
-// 64, the newest 256 keys. Operations are counted for the visible (query, key) pairs alone: 4·D
+// dense: 16,384 tokens in sequences of 1,024 to 16,384 at width 2,048 (32 heads of 64, 16 of 128,
+// …), the shapes in which FlashAttention is usually quoted, in bf16; window: one sequence, 8 heads
+// of 64, the newest 256 keys. Operations are counted for the visible (query, key) pairs alone: 4·D
 // forward, 10·D backward. bench/peers/attention.py measures the same shapes in PyTorch.
 #include <cstdio>
 

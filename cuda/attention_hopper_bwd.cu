@@ -1,7 +1,7 @@
-// The backward kernels for bf16 on Hopper (sm_90a): the two passes of attention_bwd.cu with wgmma, a
-// producer warpgroup and two consumers of 64 rows each (hopper_pipeline.cuh). In the pass over keys K
-// and V stay in shared memory while Q and dO pass by, in the pass over queries it is the other way
-// round; both begin with the same two products, S and dP of the rows that stay.
+// The backward kernels for bf16 on Hopper (sm_90a): the two passes of attention_bwd.cu with wgmma,
+// a producer warpgroup and two consumers of 64 rows each (hopper_pipeline.cuh). In the pass over
+// keys K and V stay in shared memory while Q and dO pass by, in the pass over queries it is the
+// other way round; both begin with the same two products, S and dP of the rows that stay.
 #include "cuda/attention_rungs.h"
 #include "cuda/hopper_pipeline.cuh"
 
@@ -26,8 +26,8 @@ struct Stats {
   const float* delta;
 };
 
-/// What a block does next: a tile of rows that stay, and which rows pass by: tiles of the walk, from
-/// `begin` to `end`.
+/// What a block does next: a tile of rows that stay, and which rows pass by: tiles of the walk,
+/// from `begin` to `end`.
 struct Work {
   Tile tile;
   bool over;
@@ -95,8 +95,7 @@ __device__ void take_work(const AttentionProblem& p, const TileList& tiles, Work
       work.walk = KeyWalk(tile_sight(p, t), anchors_of(p), kMoving);
     }
     if (lane_id() < kConsumers) {
-      work.group[lane_id()] =
-          WarpQueries(p, t, lane_id() * kGroupRows, kGroupRows).sight;
+      work.group[lane_id()] = WarpQueries(p, t, lane_id() * kGroupRows, kGroupRows).sight;
     }
   }
   if (lane_id() == 0) work.over = over;
@@ -105,9 +104,8 @@ __device__ void take_work(const AttentionProblem& p, const TileList& tiles, Work
 
 /// Starts copying what is known of the queries [first, first + count) beside their rows.
 template <int kD>
-__device__ void copy_stats(const AttentionProblem& p, const AttentionSegment& s,
-                           const Stats& stats, std::int64_t first, int count, Shared<kD>& shared,
-                           int stage) {
+__device__ void copy_stats(const AttentionProblem& p, const AttentionSegment& s, const Stats& stats,
+                           std::int64_t first, int count, Shared<kD>& shared, int stage) {
   static_assert(kGroup == 2 * kMoving);
   const int i = static_cast<int>(threadIdx.x) % kMoving;
   const bool inside = i < count;
@@ -303,8 +301,8 @@ __device__ void consume_keys(const AttentionBwd& a, const Work& work, Shared<kD>
       const ColumnStats<kD> stats{shared, stage};
       start_pair<kD>(s, dp, shared, mine.group, stage);
       wgmma_wait<1>();
-      const bool full = last == kMoving - 1 &&
-                        sight.everything(group_key, group_key + kGroupRows, anchors);
+      const bool full =
+          last == kMoving - 1 && sight.everything(group_key, group_key + kGroupRows, anchors);
       if (!full) hide_queries<kD>(s, shared, stage, key, anchors);
       weigh(s, scale, stats);
       pack_blocks(packed, s);
@@ -327,8 +325,8 @@ __device__ void consume_keys(const AttentionBwd& a, const Work& work, Shared<kD>
                       a.dk.row_stride, count);
   }
   if (a.dv.data) {
-    store_rows<kD, 1>(dv, {{1, 1}}, staging, row_of_out<bf16>(a.dv, t.s.head, row),
-                      a.dv.row_stride, count);
+    store_rows<kD, 1>(dv, {{1, 1}}, staging, row_of_out<bf16>(a.dv, t.s.head, row), a.dv.row_stride,
+                      count);
   }
 }
 

@@ -13,7 +13,7 @@
 namespace proteus::cuda {
 namespace {
 
-constexpr int kKeys = 128;      // per tile
+constexpr int kKeys = 128;  // per tile
 
 /// By width: consumers, tiles of keys in shared memory, and registers per thread, which must add up
 /// to the 65,536 of a multiprocessor.
@@ -129,80 +129,101 @@ __device__ void produce(const AttentionFwd& a, const TileList& tiles, Shared<kD>
   }
 }
 
-/// A consumer's work on one tile of queries. K and V have the same ring; V's stage is given back
-/// one step later.
+/// What a consumer has of one tile of queries: 64 for the group, 16 for this warp.
 template <int kD>
-__device__ void consume_tile(const AttentionFwd& a, const Work<Plan<kD>::kConsumers>& work,
-                             Shared<kD>& shared, Ring<Plan<kD>::kStages>& ring, int q_parity) {
-  using P = Plan<kD>;
-  const AttentionProblem& p = a.problem;
-  const Tile& t = work.tile;
-  const int anchors = anchors_of(p);
-  const int group = warp_id() / 4 - 1;
-  const Sight sight = work.group[group];
-  const int first = group * kGroupRows + warp_id() % 4 * 16;  // of this warp
-  const WarpQueries w(p, t, first, 16);
-  const float scale = static_cast<float>(p.scale) * kLog2E;
-  const bf16* q = shared.q + group * kGroupRows * kSwizzledWidth;
-  const KeyWalk walk(work.all, anchors, kKeys);
+struct Queries {
+  const bf16* q;  // of the group
+  Sight sight;    // of the group
+  WarpQueries w;
+  int anchors;
+  float scale;
   Softmax<1> softmax;
   RowFactors<1> shrink;
   Accumulator<1, kD / 8> o;
   Accumulator<1, kKeys / 8> s;
-  std::uint32_t weights[kKeys / 16][4];
-  clear(o);
-  int tile = walk.first();
-  // Tiles that other groups see and this one does not, before and after its own.
-  const auto pass_by = [&] {
-    wait_at(&shared.k_full[ring.stage], ring.parity);
-    release(&shared.k_empty[ring.stage]);
-    wait_at(&shared.v_full[ring.stage], ring.parity);
-    release(&shared.v_empty[ring.stage]);
-    ring.next();
-    tile = walk.next(tile);
-  };
-  const auto weigh = [&] {
+
+  /// Scores of a tile of keys → weights.
+  __device__ void weigh(int tile) {
     const int key = tile * kKeys;
     if (!sight.everything(key, key + kKeys, anchors)) hide(s, w, key, anchors);
     online_softmax(s, scale, softmax, shrink);
-  };
-  wait_at(&shared.q_full, q_parity);
-  while (tile < walk.end && sight.nothing(tile * kKeys, (tile + 1) * kKeys, anchors)) pass_by();
-  if (tile < walk.end) {
+  }
+};
+
+/// Gives back a tile of keys that other groups see and this one does not.
+template <int kD>
+__device__ void pass_by(Shared<kD>& shared, Ring<Plan<kD>::kStages>& ring) {
+  wait_at(&shared.k_full[ring.stage], ring.parity);
+  release(&shared.k_empty[ring.stage]);
+  wait_at(&shared.v_full[ring.stage], ring.parity);
+  release(&shared.v_empty[ring.stage]);
+  ring.next();
+}
+
+/// Goes from `tile` through the tiles of keys that the group sees and returns the one after them. K
+/// and V have the same ring; V's stage is given back one step later.
+template <int kD>
+__device__ int attend(Queries<kD>& x, const KeyWalk& walk, int tile, Shared<kD>& shared,
+                      Ring<Plan<kD>::kStages>& ring) {
+  constexpr int kRows = Plan<kD>::kRows;
+  std::uint32_t weights[kKeys / 16][4];
+  wait_at(&shared.k_full[ring.stage], ring.parity);
+  start_scores<kD, kRows>(x.s, x.q, shared.k[ring.stage]);
+  wgmma_wait<0>();
+  release(&shared.k_empty[ring.stage]);
+  x.weigh(tile);
+  pack_blocks(weights, x.s);
+  auto before = ring;
+  ring.next();
+  tile = walk.next(tile);
+  for (; tile < walk.end && tile * kKeys < x.sight.hi_last; tile = walk.next(tile)) {
     wait_at(&shared.k_full[ring.stage], ring.parity);
-    start_scores<kD, P::kRows>(s, q, shared.k[ring.stage]);
-    wgmma_wait<0>();
-    release(&shared.k_empty[ring.stage]);
-    weigh();
-    pack_blocks(weights, s);
-    Ring<P::kStages> before = ring;
-    ring.next();
-    tile = walk.next(tile);
-    for (; tile < walk.end && tile * kKeys < sight.hi_last; tile = walk.next(tile)) {
-      wait_at(&shared.k_full[ring.stage], ring.parity);
-      start_scores<kD, P::kRows>(s, q, shared.k[ring.stage]);
-      wait_at(&shared.v_full[before.stage], before.parity);
-      start_sums<kD>(o, weights, shared.v[before.stage]);
-      wgmma_wait<1>();
-      release(&shared.k_empty[ring.stage]);
-      weigh();
-      wgmma_wait<0>();
-      release(&shared.v_empty[before.stage]);
-      scale_rows(o, shrink);
-      pack_blocks(weights, s);
-      before = ring;
-      ring.next();
-    }
-    release(&shared.q_empty);
+    start_scores<kD, kRows>(x.s, x.q, shared.k[ring.stage]);
     wait_at(&shared.v_full[before.stage], before.parity);
-    start_sums<kD>(o, weights, shared.v[before.stage]);
+    start_sums<kD>(x.o, weights, shared.v[before.stage]);
+    wgmma_wait<1>();
+    release(&shared.k_empty[ring.stage]);
+    x.weigh(tile);
     wgmma_wait<0>();
     release(&shared.v_empty[before.stage]);
+    scale_rows(x.o, x.shrink);
+    pack_blocks(weights, x.s);
+    before = ring;
+    ring.next();
+  }
+  release(&shared.q_empty);
+  wait_at(&shared.v_full[before.stage], before.parity);
+  start_sums<kD>(x.o, weights, shared.v[before.stage]);
+  wgmma_wait<0>();
+  release(&shared.v_empty[before.stage]);
+  return tile;
+}
+
+template <int kD>
+__device__ void consume_tile(const AttentionFwd& a, const Work<Plan<kD>::kConsumers>& work,
+                             Shared<kD>& shared, Ring<Plan<kD>::kStages>& ring, int q_parity) {
+  const AttentionProblem& p = a.problem;
+  const Tile& t = work.tile;
+  const int group = warp_id() / 4 - 1;
+  const int first = group * kGroupRows + warp_id() % 4 * 16;  // of this warp
+  const KeyWalk walk(work.all, anchors_of(p), kKeys);
+  Queries<kD> x{.q = shared.q + group * kGroupRows * kSwizzledWidth,
+                .sight = work.group[group],
+                .w = WarpQueries(p, t, first, 16),
+                .anchors = anchors_of(p),
+                .scale = static_cast<float>(p.scale) * kLog2E};
+  clear(x.o);
+  int tile = walk.first();
+  const auto seen = [&] { return !x.sight.nothing(tile * kKeys, (tile + 1) * kKeys, x.anchors); };
+  wait_at(&shared.q_full, q_parity);
+  for (; tile < walk.end && !seen(); tile = walk.next(tile)) pass_by(shared, ring);
+  if (tile < walk.end) {
+    tile = attend(x, walk, tile, shared, ring);
   } else {
     release(&shared.q_empty);
   }
-  while (tile < walk.end) pass_by();
-  finish<kD>(a, t, w, first, softmax, o, shared.out + first * kD);
+  for (; tile < walk.end; tile = walk.next(tile)) pass_by(shared, ring);
+  finish<kD>(a, t, x.w, first, x.softmax, x.o, shared.out + first * kD);
 }
 
 template <int kD>

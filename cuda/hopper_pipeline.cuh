@@ -1,7 +1,7 @@
 // What the kernels for Hopper share: rings of tiles between a producer warpgroup and its consumers.
 //
-// Rows come by cp.async, not by tensor maps: segments begin and end at any row, and what lies beyond
-// is filled with zeros.
+// Rows come by cp.async, not by tensor maps: segments begin and end at any row, and what lies
+// beyond is filled with zeros.
 #pragma once
 
 #include "cuda/attention_common.cuh"
@@ -71,8 +71,8 @@ class Copies {
 
 /// Starts copying a tile of width kD: as one tile of width 64 per half, one behind the other.
 template <int kRows, int kD>
-__device__ inline void copy_halves(bf16* tile, const HeadRows& rows, std::int64_t head, std::int64_t row,
-                            int count) {
+__device__ inline void copy_halves(bf16* tile, const HeadRows& rows, std::int64_t head,
+                                   std::int64_t row, int count) {
   const bf16* from = row_of<bf16>(rows, head, row);
 #pragma unroll
   for (int half = 0; half < kD / kSwizzledWidth; ++half) {
@@ -94,8 +94,8 @@ __device__ inline void pack_blocks(std::uint32_t (&p)[kColumns / 2][4],
   }
 }
 
-/// Starts s = the group's 64 rows of a times bᵀ, and closes the group. The tile a has kRowsA rows in
-/// all, b has 8·kColumns; `a` points to the group's first row.
+/// Starts s = the group's 64 rows of a times bᵀ, and closes the group. The tile a has kRowsA rows
+/// in all, b has 8·kColumns; `a` points to the group's first row.
 template <int kD, int kRowsA, int kColumns>
 __device__ inline void start_scores(Accumulator<1, kColumns>& s, const bf16* a, const bf16* b) {
   wgmma_fence();

@@ -64,11 +64,12 @@ __device__ inline void wgmma(float (&c)[16][4], std::uint64_t a, std::uint64_t b
 
 /// The same for c [64, 64].
 __device__ inline void wgmma(float (&c)[8][4], std::uint64_t a, std::uint64_t b, bool add) {
-  asm volatile("{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PROTEUS_ACCUMULATORS_32
-               ", %32, %33, p, 1, 1, 0, 0;}"
-               : PROTEUS_BLOCKS_8(c, 0)
-               : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PROTEUS_ACCUMULATORS_32
+      ", %32, %33, p, 1, 1, 0, 0;}"
+      : PROTEUS_BLOCKS_8(c, 0)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
 
 /// c [64, 128] += A·B; A in registers, B transposed: k across its rows.
