@@ -1,0 +1,185 @@
+// One attention layer on a GPU against the length of its sequence, in bf16 (routing in f32).
+//   cuda_layer_bench [--most T] [--dense-most T] [--by-slot T]
+// aspa: width 512, 32 routed heads of 64 of which a token enters 4, a window of 256 entries, 2
+// shared heads with a window of 256 tokens, 4 anchors, one gate per head, alpha 1; dense: 8 heads
+// of
+// 64. One sequence; forward without gradients in evaluation mode, and forward with backward (to x
+// and to all parameters) in training mode. bytes/T is the most memory that was in use at once, x,
+// weights and gradients included. --by-slot T times every kernel of ASPA at one length on its own
+// instead. bench/peers/attention_layer.py measures PyTorch's dense layer in the same shapes.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <string_view>
+#include <vector>
+
+#include "aspa/attention.h"
+#include "autograd/tape.h"
+#include "bench/cuda_attention.h"
+#include "bench/slot_times.h"
+#include "nn/attention.h"
+#include "tensor/storage.h"
+
+namespace proteus::bench {
+namespace {
+
+constexpr std::int64_t kWidth = 512;
+constexpr std::int64_t kShortest = 2048;
+constexpr double kOutputStd = 0.02;
+
+AspaConfig aspa_config() {
+  AspaConfig c;
+  c.width = kWidth;
+  c.routed_heads = 32;
+  c.k = 4;
+  c.gates_per_head = 1;
+  c.window = 256;
+  c.shared_heads = 2;
+  c.shared_window = 256;
+  c.alpha = 1;
+  c.dtype = DType::bf16;
+  return c;
+}
+
+DenseAttentionConfig dense_config() {
+  DenseAttentionConfig c;
+  c.width = kWidth;
+  c.heads = 8;
+  c.head_width = 64;
+  c.dtype = DType::bf16;
+  return c;
+}
+
+struct Problem {
+  Variable x;
+  Tensor dy;
+};
+
+// Random numbers are made on the host: a slab of them, repeated.
+Problem problem(std::int64_t T, Device device) {
+  constexpr std::int64_t kSlab = 65536;
+  const auto random = [&](std::uint64_t stream) {
+    const Tensor slab = Tensor::randn({std::min(T, kSlab), kWidth}, {1, stream}, DType::bf16);
+    const Tensor there = slab.to(device);
+    Tensor out = Tensor::empty({1, T, kWidth}, DType::bf16, device);
+    for (std::int64_t at = 0; at < T; at += kSlab) {
+      const std::int64_t end = std::min(T, at + kSlab);
+      out.select(0, 0).slice(0, at, end).copy_(there.slice(0, 0, end - at));
+    }
+    return out;
+  };
+  return {Variable(random(0), true), random(1)};
+}
+
+void forward(Attention& layer, const Problem& p) {
+  const NoGradGuard no_grad;
+  layer.forward(p.x);
+}
+
+void forward_backward(Attention& layer, const Problem& p) {
+  layer.zero_grad();
+  p.x.zero_grad();
+  layer.forward(p.x).backward(p.dy);
+}
+
+struct Figures {
+  double ms = 0;
+  double bytes = 0;
+};
+
+Figures measure(Attention& layer, bool training, const Problem& p) {
+  layer.set_training(training);
+  const auto call = [&] { training ? forward_backward(layer, p) : forward(layer, p); };
+  call();
+  synchronize(p.dy.device());
+  reset_peak_memory(DeviceType::cuda);
+  const double ms = milliseconds(call);
+  return {ms, static_cast<double>(memory_stats(DeviceType::cuda).peak_bytes)};
+}
+
+// Slope of log time to log length, by least squares.
+double slope(const std::vector<double>& lengths, const std::vector<double>& times) {
+  double x = 0, y = 0, xx = 0, xy = 0;
+  const auto n = static_cast<double>(lengths.size());
+  for (std::size_t i = 0; i < lengths.size(); ++i) {
+    const double u = std::log(lengths[i]);
+    const double v = std::log(times[i]);
+    x += u;
+    y += v;
+    xx += u * u;
+    xy += u * v;
+  }
+  return (n * xy - x * y) / (n * xx - x * x);
+}
+
+void table(const char* name, Attention& layer, std::int64_t most, Device device) {
+  constexpr double kLinearFrom = 32768;
+  std::vector<double> lengths, forward_ms, both_ms;
+  for (std::int64_t T = kShortest; T <= most; T *= 2) {
+    const Problem p = problem(T, device);
+    const Figures forward = measure(layer, false, p);
+    const Figures both = measure(layer, true, p);
+    layer.zero_grad();
+    const auto tokens = static_cast<double>(T);
+    std::printf("%-6s %9.0f %11.3f %12.3f %12.0f %14.0f\n", name, tokens, forward.ms, both.ms,
+                forward.bytes / tokens, both.bytes / tokens);
+    std::fflush(stdout);
+    if (tokens < kLinearFrom) continue;
+    lengths.push_back(tokens);
+    forward_ms.push_back(forward.ms);
+    both_ms.push_back(both.ms);
+  }
+  if (lengths.size() < 2) return;
+  std::printf("%-6s slope from 32K: %.3f forward, %.3f forward and backward\n", name,
+              slope(lengths, forward_ms), slope(lengths, both_ms));
+}
+
+void by_slot(Attention& layer, std::int64_t T, Device device) {
+  const Problem p = problem(T, device);
+  const auto times = [&](const char* what, bool training, const std::function<void()>& call) {
+    layer.set_training(training);
+    call();
+    synchronize(device);
+    std::printf("%s, T = %lld\n", what, static_cast<long long>(T));
+    const SlotTimes watch;
+    call();
+    synchronize(device);
+    watch.print();
+  };
+  times("forward", false, [&] { forward(layer, p); });
+  times("forward and backward", true, [&] { forward_backward(layer, p); });
+}
+
+std::int64_t option(int argc, char** argv, std::string_view name, std::int64_t standard) {
+  for (int i = 1; i + 1 < argc; ++i) {
+    if (argv[i] == name) return std::atoll(argv[i + 1]);
+  }
+  return standard;
+}
+
+void run(int argc, char** argv) {
+  const Device device = cuda::device(0);
+  Generator init(1);
+  Generator generator(2);
+  AspaAttention aspa(aspa_config(), kOutputStd, init, generator);
+  aspa.to(device);
+  if (const std::int64_t T = option(argc, argv, "--by-slot", 0)) return by_slot(aspa, T, device);
+  DenseAttention dense(dense_config(), kOutputStd, init, generator);
+  dense.to(device);
+  std::printf("%-6s %9s %11s %12s %12s %14s\n", "", "T", "fwd ms", "fwd+bwd ms", "fwd bytes/T",
+              "f+b bytes/T");
+  table("aspa", aspa, option(argc, argv, "--most", 1 << 20), device);
+  table("dense", dense, option(argc, argv, "--dense-most", 1 << 17), device);
+}
+
+}  // namespace
+}  // namespace proteus::bench
+
+int main(int argc, char** argv) {
+  if (proteus::cuda::device_count() == 0) {
+    std::puts("cuda_layer_bench: no GPU here");
+    return 0;
+  }
+  proteus::bench::run(argc, argv);
+}
