@@ -32,9 +32,11 @@ __global__ void plain_gemm_kernel(const __grid_constant__ GemmFwd g) {
   }
 }
 
-// What is left of the epilogue, in place. Units of V columns; V divides N, ldc and c_stride.
-template <class T, int V>
-__global__ void epilogue_kernel(const __grid_constant__ GemmFwd g, const T* bias,
+// The epilogue of sums that lie as c does, `sums_ld` and `sums_stride` apart; they may be c itself.
+// Units of V columns; V divides N and every step.
+template <class T, class S, int V>
+__global__ void epilogue_kernel(const __grid_constant__ GemmFwd g, const S* sums,
+                                std::int64_t sums_ld, std::int64_t sums_stride, const T* bias,
                                 GemmEpilogue epilogue) {
   using A = accum_t<T>;
   const std::int64_t per_row = g.N / V;
@@ -42,13 +44,14 @@ __global__ void epilogue_kernel(const __grid_constant__ GemmFwd g, const T* bias
     const std::int64_t row = quotient(u, per_row);
     const std::int64_t j = (u - row * per_row) * V;
     const std::int64_t batch = quotient(row, g.M);
-    const std::int64_t at = batch * g.c_stride + (row - batch * g.M) * g.ldc + j;
-    T* c = static_cast<T*>(g.c) + at;
+    const std::int64_t i = row - batch * g.M;
+    const std::int64_t at = batch * g.c_stride + i * g.ldc + j;
     T* pre = g.pre ? static_cast<T*>(g.pre) + at : nullptr;
-    auto p = load_pack<V>(static_cast<const T*>(c));
+    const auto from = load_pack<V>(sums + batch * sums_stride + i * sums_ld + j);
     A sum[V];
 #pragma unroll
-    for (int k = 0; k < V; ++k) sum[k] = A(p[k]) + (bias ? A(bias[j + k]) : A(0));
+    for (int k = 0; k < V; ++k) sum[k] = A(from[k]) + (bias ? A(bias[j + k]) : A(0));
+    Pack<T, V> p;
     if (epilogue == GemmEpilogue::gelu_grad) {
       const auto q = load_pack<V>(static_cast<const T*>(pre));
       Pack<T, V> act;
@@ -68,36 +71,69 @@ __global__ void epilogue_kernel(const __grid_constant__ GemmFwd g, const T* bias
 #pragma unroll
       for (int k = 0; k < V; ++k) p[k] = T(gelu ? gelu_value(sum[k]) : sum[k]);
     }
-    store_pack(c, p);
+    store_pack(static_cast<T*>(g.c) + at, p);
   }
 }
 
-template <class T>
-void finish(const GemmFwd& g, const LtDone& done) {
+// What `done` leaves of the epilogue.
+template <class T, class S>
+void finish(const GemmFwd& g, const S* sums, std::int64_t sums_ld, std::int64_t sums_stride,
+            const LtDone& done) {
   constexpr int V = kPackOf<T>;
   const GemmEpilogue epilogue = done.gelu ? GemmEpilogue::none : g.epilogue;
   const T* bias = done.bias ? nullptr : static_cast<const T*>(g.bias);
   if (!bias && epilogue == GemmEpilogue::none) return;
   const std::int64_t n = g.batch * g.M * g.N;
-  if (g.N % V == 0 && g.ldc % V == 0 && g.c_stride % V == 0 && can_pack<T, V>(g.c, g.pre, g.act)) {
-    launch("gemm_fwd", epilogue_kernel<T, V>, blocks_for(n / V), kBlock, 0, g, bias, epilogue);
+  if (g.N % V == 0 && g.ldc % V == 0 && g.c_stride % V == 0 && sums_ld % V == 0 &&
+      sums_stride % V == 0 && can_pack<T, V>(g.c, g.pre, g.act) && can_pack<S, V>(sums)) {
+    launch("gemm_fwd", epilogue_kernel<T, S, V>, blocks_for(n / V), kBlock, 0, g, sums, sums_ld,
+           sums_stride, bias, epilogue);
   } else {
-    launch("gemm_fwd", epilogue_kernel<T, 1>, blocks_for(n), kBlock, 0, g, bias, epilogue);
+    launch("gemm_fwd", epilogue_kernel<T, S, 1>, blocks_for(n), kBlock, 0, g, sums, sums_ld,
+           sums_stride, bias, epilogue);
   }
+}
+
+// The product, and what the library does of its epilogue.
+template <class T>
+LtDone multiply(const GemmFwd& g) {
+  const LtDone done = g.K > 0 ? lt_multiply(g) : LtDone{};
+  if (done.product) return done;
+  const unsigned grid = blocks_for(g.batch * g.M * g.N);
+  if (g.wide_c) {
+    launch("gemm_fwd", plain_gemm_kernel<T, accum_t<T>>, grid, kBlock, 0, g);
+  } else {
+    launch("gemm_fwd", plain_gemm_kernel<T, T>, grid, kBlock, 0, g);
+  }
+  return done;
+}
+
+// Sums in f32 first, so that the result is rounded once.
+void multiply_then_finish(const GemmFwd& g) {
+  const Storage memory = scratch(static_cast<std::size_t>(g.batch * g.M * g.N) * sizeof(float));
+  GemmFwd wide = g;
+  wide.c = memory.data();
+  wide.ldc = g.N;
+  wide.c_stride = g.M * g.N;
+  wide.wide_c = true;
+  wide.bias = nullptr;
+  wide.pre = nullptr;
+  wide.act = nullptr;
+  wide.epilogue = GemmEpilogue::none;
+  multiply<bfloat16>(wide);
+  finish<bfloat16>(g, static_cast<const float*>(wide.c), wide.ldc, wide.c_stride, {});
 }
 
 void gemm_fwd_cuda(const GemmFwd& g) {
   if (g.M == 0 || g.N == 0 || g.batch == 0) return;
-  const LtDone done = g.K > 0 ? lt_multiply(g) : LtDone{};
+  const bool plain = !g.bias && g.epilogue == GemmEpilogue::none;
+  if (g.dtype == DType::bf16 && !plain && g.beta == 0 && !(g.K > 0 && lt_finishes(g))) {
+    return multiply_then_finish(g);
+  }
   dispatch_float(g.dtype, "gemm_fwd", [&](auto tag) {
     using T = typename decltype(tag)::type;
-    const unsigned grid = blocks_for(g.batch * g.M * g.N);
-    if (!done.product && g.wide_c) {
-      launch("gemm_fwd", plain_gemm_kernel<T, accum_t<T>>, grid, kBlock, 0, g);
-    } else if (!done.product) {
-      launch("gemm_fwd", plain_gemm_kernel<T, T>, grid, kBlock, 0, g);
-    }
-    if (!g.wide_c) finish<T>(g, done);
+    const LtDone done = multiply<T>(g);
+    if (!plain) finish<T>(g, static_cast<const T*>(g.c), g.ldc, g.c_stride, done);
   });
 }
 

@@ -243,6 +243,14 @@ Plan& plan_for(Library& lt, const GemmFwd& g) {
 
 }  // namespace
 
+bool lt_finishes(const GemmFwd& g) {
+  Library& lt = library();
+  const std::lock_guard lock(lt.mutex);
+  const LtDone done = plan_for(lt, g).done;
+  return done.product && (done.bias || !g.bias) &&
+         (g.epilogue == GemmEpilogue::none || (g.epilogue == GemmEpilogue::gelu && done.gelu));
+}
+
 LtDone lt_multiply(const GemmFwd& g) {
   Library& lt = library();
   const std::lock_guard lock(lt.mutex);

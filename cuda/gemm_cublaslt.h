@@ -12,6 +12,9 @@ struct LtDone {
   bool gelu = false;  ///< with `pre` written where it was wanted
 };
 
+/// Whether the library does the whole of it, epilogue included.
+bool lt_finishes(const GemmFwd& g);
+
 /// Queues the product on the current stream. f32 is multiplied as f32 (no TF32), bf16 with sums in
 /// f32, f64 as f64. The algorithm is a function of the shape, the strides and the alignment: the
 /// same call gives the same bits. K, M, N and batch are positive.
