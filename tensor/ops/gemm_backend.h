@@ -1,6 +1,6 @@
 // The one private seam between the GEMM of this library and the libraries that multiply a tile:
 // oneDNN where the build found it (f32), Eigen otherwise (f32) and always for f64. Included by
-// gemm.cpp and its test only.
+// the GEMM kernels and their test only.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,7 @@
 // The gradient of a weight, dW = dyᵀ·x, for f32 on the CPU. Private to the GEMM kernels.
 //
-// C is small and K, the tokens, is long. Rows of both operands are contiguous in the direction of
-// C, so the microkernel reads them as they are, where a library's product first transposes one of
-// them for every tile (measured: 40-50% of the FMA peak at width 128, against 70-80% here).
+// C is small and K, the tokens, is long: C is cut into tiles, K into chunks of its own, and the
+// library behind gemm_backend.h multiplies a tile (measured: 80-95% of the FMA peak with oneDNN).
 #pragma once
 
 #include "tensor/ops/gemm.h"
