@@ -285,6 +285,9 @@ TEST(Options, RefusesValuesThatMakeNoSense) {
        {"--frozen-router", "--add-heads", "2"},
        "--add-heads: expected 0 with --frozen-router, got 2; a frozen router's gates stay as they "
        "are"},
+      {"sample",
+       {"--checkpoint", "x", "--device", "cuda"},
+       "--device: expected cpu, got 'cuda'; text is decoded on the CPU, wherever it was trained"},
   };
   for (const BadValue& bad : cases) EXPECT_EQ(refusal(bad.command, bad.args), bad.message);
 }

@@ -307,6 +307,11 @@ void validate(const Options& o) {
         "--checkpoint: expected the folder of a trained model, got nothing; proteus train makes "
         "one");
   }
+  if (o.command == "sample" && o.common.device != "cpu") {
+    throw ConfigError(fmt::format(
+        "--device: expected cpu, got '{}'; text is decoded on the CPU, wherever it was trained",
+        o.common.device));
+  }
   if (o.checkpoint.resume && o.common.out.empty() && o.checkpoint.checkpoint.empty()) {
     throw ConfigError(
         "--resume: expected --out DIR with the run's folder beside it; it holds the checkpoint");
