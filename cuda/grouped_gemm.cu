@@ -1,12 +1,14 @@
 // Products of packed rows on a GPU (tensor/ops/grouped_gemm.h). Which rows a block works on is read
 // from the offsets on the device: the host never waits for them. Nothing is added atomically.
 //   gather   a block is up to kRows rows of one group × 64 columns
-//   scatter  a block owns a stretch of tokens × 64 columns and goes through the groups in order
+//   scatter  a block owns a stretch of tokens × 64 columns and goes through the groups in order;
+//            in bf16 mostly with its sums in shared memory (cuda/grouped_scatter.cu)
 //   weight   a block is a tile of one group's matrix and goes through that group's rows in order,
 //            or through one of several parts of them, which are then added in order
 #include <algorithm>
 #include <cub/block/block_scan.cuh>
 
+#include "cuda/grouped_scatter.h"
 #include "cuda/grouped_tiles.cuh"
 #include "cuda/kernels.h"
 #include "tensor/ops/grouped_gemm.h"
@@ -16,6 +18,7 @@ namespace {
 
 constexpr std::int64_t kManyBlocks = 264;  // two for each multiprocessor of a large GPU
 constexpr int kPlanThreads = 1024;
+constexpr std::int64_t kCacheBytes = 32 << 20;  // of rows that are read several times
 
 // Writes a pack of neighbouring columns as far as they are inside.
 template <class T, class A, int kRun>
@@ -68,13 +71,35 @@ __global__ void plan_tiles_kernel(const std::int32_t* offsets, std::int64_t stri
   if (threadIdx.x == 0) first_tile[groups] = before;
 }
 
+// order: the tiles sorted by the part of their group that lies before them, then by group. Groups
+// are sorted by time, so that blocks which run together read the same stretch of tokens, each row
+// of which several groups have: all but the first find it in the cache.
+__global__ void order_tiles_kernel(const std::int32_t* first_tile, std::int64_t groups,
+                                   std::int32_t* order) {
+  const std::int64_t tile = first_unit();
+  if (tile >= first_tile[groups]) return;
+  const std::int64_t g = part_of(first_tile, 1, groups, tile);
+  const std::int64_t own = first_tile[g + 1] - first_tile[g];
+  const std::int64_t before = tile - first_tile[g];
+  std::int64_t place = 0;
+  for (std::int64_t other = 0; other < groups; ++other) {
+    const std::int64_t scaled = before * (first_tile[other + 1] - first_tile[other]);
+    const std::int64_t whole = quotient(scaled, own);
+    // Tiles of the other group whose part is smaller, and the one of the same part.
+    const bool even = whole * own == scaled;
+    const bool earlier = other < g && first_tile[other + 1] > first_tile[other];
+    place += whole + (!even || earlier ? 1 : 0);
+  }
+  order[place] = static_cast<std::int32_t>(tile);
+}
+
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads)
-    gather_kernel(GroupedGather a, const std::int32_t* first_tile) {
+    gather_kernel(GroupedGather a, const std::int32_t* first_tile, const std::int32_t* order) {
   using T = typename Tile::Element;
   __shared__ typename Tile::Shared shared;
-  const std::int64_t tile = blockIdx.x;
-  if (tile >= first_tile[a.groups]) return;
+  if (std::int64_t{blockIdx.x} >= first_tile[a.groups]) return;
+  const std::int64_t tile = order ? order[blockIdx.x] : blockIdx.x;
   const std::int64_t g = part_of(first_tile, 1, a.groups, tile);
   const std::int64_t begin = a.offsets[g * a.sequences] + (tile - first_tile[g]) * Tile::kRows;
   const std::int64_t count =
@@ -98,43 +123,24 @@ void gather(const GroupedGather& a) {
   launch("grouped_gather", plan_tiles_kernel, 1, kPlanThreads, 0, a.offsets, a.sequences, a.groups,
          Tile::kRows, first_tile);
   // No group adds more than one tile that is not full.
-  const dim3 grid(static_cast<unsigned>(ceil_div(a.rows, Tile::kRows) + a.groups),
-                  static_cast<unsigned>(ceil_div(a.N, Tile::kColumns)));
-  launch("grouped_gather", gather_kernel<Tile>, grid, Tile::kThreads, 0, a, first_tile);
-}
-
-/// How the tokens of a sequence are cut for scatter.
-struct Stretches {
-  std::int64_t length;  // tokens of a sequence
-  std::int64_t size;    // of a stretch
-  std::int64_t count;   // in a sequence
-};
-
-// begins [sequences, stretches + 1, groups]: the first row of a group in each stretch of a
-// sequence, and the row after its last.
-__global__ void plan_stretches_kernel(GroupedScatter a, Stretches cut, std::int32_t* begins) {
-  const std::int64_t i = thread_unit();
-  if (i >= a.sequences * (cut.count + 1) * a.groups) return;
-  const std::int64_t g = i % a.groups;
-  const std::int64_t stretch = i / a.groups % (cut.count + 1);
-  const std::int64_t s = i / a.groups / (cut.count + 1);
-  const std::int64_t token = s * cut.length + min(cut.length, stretch * cut.size);
-  std::int32_t low = a.offsets[g * a.sequences + s];
-  std::int32_t high = a.offsets[g * a.sequences + s + 1];
-  while (low < high) {
-    const std::int32_t middle = low + (high - low) / 2;
-    if (a.token[middle] < token) {
-      low = middle + 1;
-    } else {
-      high = middle;
-    }
+  const std::int64_t tiles = ceil_div(a.rows, Tile::kRows) + a.groups;
+  const auto row_bytes = a.K * static_cast<std::int64_t>(size_of(a.dtype));
+  const bool ordered = a.rows * row_bytes > kCacheBytes;
+  const Storage places = scratch(ordered ? static_cast<std::size_t>(tiles) * 4 : 0);
+  auto* order = ordered ? static_cast<std::int32_t*>(places.data()) : nullptr;
+  if (ordered) {
+    launch("grouped_gather", order_tiles_kernel, thread_blocks(tiles), kBlock, 0,
+           static_cast<const std::int32_t*>(first_tile), a.groups, order);
   }
-  begins[i] = low;
+  const dim3 grid(static_cast<unsigned>(tiles),
+                  static_cast<unsigned>(ceil_div(a.N, Tile::kColumns)));
+  launch("grouped_gather", gather_kernel<Tile>, grid, Tile::kThreads, 0, a, first_tile, order);
 }
 
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads)
-    scatter_kernel(GroupedScatter a, Stretches cut, const std::int32_t* begins) {
+    scatter_kernel(GroupedScatter a, Stretches cut, const std::int32_t* begins,
+                   typename Tile::A* sums_of_tokens) {
   using T = typename Tile::Element;
   using A = typename Tile::A;
   __shared__ typename Tile::Shared shared;
@@ -153,7 +159,7 @@ __global__ void __launch_bounds__(Tile::kThreads)
       Tile::each(sums, [&](int m, int n, const auto& run) {
         const std::int64_t inside = a.N - n0 - n;
         if (m >= count || inside <= 0) return;
-        A* out = static_cast<A*>(a.out) + a.token[begin + m] * a.N + n0 + n;
+        A* out = sums_of_tokens + a.token[begin + m] * a.N + n0 + n;
 #pragma unroll
         for (int i = 0; i < Tile::kRun; ++i) {
           if (i < inside) out[i] += run[i];
@@ -178,17 +184,34 @@ Stretches cut_tokens(const GroupedScatter& a) {
   return {length, size, ceil_div(length, size)};
 }
 
+template <class T>
+__global__ void round_kernel(const accum_t<T>* from, T* to, std::int64_t n) {
+  for (std::int64_t i = first_unit(); i < n; i += unit_step()) to[i] = T(from[i]);
+}
+
+// Adds up in `out` itself where it is as wide as the sums.
 template <class Tile>
 void scatter(const GroupedScatter& a) {
-  if (a.rows == 0 || a.sequences == 0) return;
-  const Stretches cut = cut_tokens<Tile>(a);
-  const std::int64_t cells = a.sequences * (cut.count + 1) * a.groups;
-  const Storage space = scratch(static_cast<std::size_t>(cells) * sizeof(std::int32_t));
-  auto* begins = static_cast<std::int32_t*>(space.data());
-  launch("grouped_scatter", plan_stretches_kernel, thread_blocks(cells), kBlock, 0, a, cut, begins);
-  const dim3 grid(static_cast<unsigned>(a.sequences * cut.count),
-                  static_cast<unsigned>(ceil_div(a.N, Tile::kColumns)));
-  launch("grouped_scatter", scatter_kernel<Tile>, grid, Tile::kThreads, 0, a, cut, begins);
+  using T = typename Tile::Element;
+  using A = typename Tile::A;
+  constexpr bool kWide = std::is_same_v<T, A>;
+  const std::int64_t size = a.tokens * a.N;
+  const auto bytes = static_cast<std::size_t>(size) * sizeof(A);
+  const Storage space = scratch(kWide ? 0 : bytes);
+  A* sums = static_cast<A*>(kWide ? a.out : space.data());
+  check(cudaMemsetAsync(sums, 0, bytes, current_stream()), "cudaMemsetAsync");
+  if (a.rows > 0) {
+    const Stretches cut = cut_tokens<Tile>(a);
+    const StretchBegins begins(a, cut);
+    const dim3 grid(static_cast<unsigned>(a.sequences * cut.count),
+                    static_cast<unsigned>(ceil_div(a.N, Tile::kColumns)));
+    launch("grouped_scatter", scatter_kernel<Tile>, grid, Tile::kThreads, 0, a, cut, begins.data(),
+           sums);
+  }
+  if constexpr (!kWide) {
+    launch("grouped_scatter", round_kernel<T>, blocks_for(size), kBlock, 0,
+           static_cast<const A*>(sums), static_cast<T*>(a.out), size);
+  }
 }
 
 // Part blockIdx.z of the rows of a group; out [parts, G, P, Q].
@@ -278,7 +301,9 @@ void install_grouped_gemm_kernels() {
                  [&](auto tile) { gather<typename decltype(tile)::type>(a); });
   });
   grouped_scatter.install(DeviceType::cuda, [](const GroupedScatter& a) {
-    with_tile<4>("grouped_scatter", a.dtype, whole_words(a.K, a.N, a.y, a.w),
+    const bool words = whole_words(a.K, a.N, a.y, a.w, a.out);
+    if (a.dtype == DType::bf16 && words && scatters_in_shared(a)) return scatter_in_shared(a);
+    with_tile<4>("grouped_scatter", a.dtype, words,
                  [&](auto tile) { scatter<typename decltype(tile)::type>(a); });
   });
   grouped_weight.install(DeviceType::cuda, [](const GroupedWeight& a) {

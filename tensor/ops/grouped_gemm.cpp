@@ -170,7 +170,7 @@ std::int64_t sequences_at_once(const GroupedScatter& a) {
 // One task owns some columns of some sequences and goes through the groups in order: nobody else
 // writes there, and every token gets its heads in ascending order, however the work is cut.
 template <class T>
-void scatter_typed(const GroupedScatter& a) {
+void scatter_sums(const GroupedScatter& a, accum_t<T>* sums) {
   using A = accum_t<T>;
   constexpr std::int64_t kTasks = 32;
   constexpr std::int64_t kColumns = 64;  // what the microkernel takes at once
@@ -194,10 +194,29 @@ void scatter_typed(const GroupedScatter& a) {
         if (begin == end) continue;
         const auto y = left_factor<T>(a.y, nullptr, a.K, begin, end, wide);
         const Columns<A> m = w.columns(g, column, n, turned);
-        tile::gemm<A>(end - begin, n, a.K, y, m.data, m.ld,
-                      {static_cast<A*>(a.out) + column, a.N, a.token + begin}, true);
+        tile::gemm<A>(end - begin, n, a.K, y, m.data, m.ld, {sums + column, a.N, a.token + begin},
+                      true);
       }
     }
+  });
+}
+
+template <class T>
+void scatter_typed(const GroupedScatter& a) {
+  using A = accum_t<T>;
+  constexpr std::int64_t kGrain = 1 << 16;  // elements of a chunk that is cleared or rounded
+  const std::int64_t size = a.tokens * a.N;
+  const bool wide = std::is_same_v<T, A>;
+  const Storage space(wide ? 0 : static_cast<std::size_t>(size) * sizeof(A), kCpu);
+  A* sums = static_cast<A*>(wide ? a.out : space.data());
+  parallel_for(size, kGrain, [&](std::int64_t from, std::int64_t to) {
+    std::fill(sums + from, sums + to, A(0));
+  });
+  if (a.rows > 0) scatter_sums<T>(a, sums);
+  if (wide) return;
+  T* out = static_cast<T*>(a.out);
+  parallel_for(size, kGrain, [&](std::int64_t from, std::int64_t to) {
+    for (std::int64_t i = from; i < to; ++i) out[i] = T(sums[i]);
   });
 }
 
@@ -311,9 +330,8 @@ Tensor grouped_scatter(const Tensor& y_any, const Tensor& w_any, const PackedRow
   const std::int64_t N = check_weight(call, w_any, y_any, rows, trans_w);
   const Tensor y = y_any.contiguous();
   const Tensor w = w_any.contiguous();
-  const DType sums = y.dtype() == DType::f64 ? DType::f64 : DType::f32;
-  Tensor out = Tensor::zeros({rows.tokens(), N}, sums, y.device());
-  if (out.numel() == 0 || y.size(0) == 0) return out.to(y.dtype());
+  Tensor out = Tensor::empty({rows.tokens(), N}, y.dtype(), y.device());
+  if (out.numel() == 0) return out;
   proteus::grouped_scatter(y.device(), {.y = y.raw(),
                                         .w = w.raw(),
                                         .out = out.raw(),
@@ -327,7 +345,7 @@ Tensor grouped_scatter(const Tensor& y_any, const Tensor& w_any, const PackedRow
                                         .N = N,
                                         .trans_w = trans_w,
                                         .dtype = y.dtype()});
-  return out.to(y.dtype());
+  return out;
 }
 
 Tensor grouped_weight(const Tensor& a_any, bool gather_a, const Tensor& b_any, bool gather_b,

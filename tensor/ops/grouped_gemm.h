@@ -28,8 +28,8 @@ struct GroupedGather {
 };
 extern Slot<GroupedGather> grouped_gather;
 
-/// y [M, K], w as above, out [tokens, N] in the accumulation type, zero on entry. The tokens of two
-/// sequences are different.
+/// y [M, K], w as above, out [tokens, N]: all of it is written, 0 for tokens without rows. Summed
+/// in the accumulation type, rounded once. The tokens of two sequences are different.
 struct GroupedScatter {
   const void* y = nullptr;
   const void* w = nullptr;
