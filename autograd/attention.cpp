@@ -18,6 +18,12 @@ Tensor with_rows(const Tensor& x) {  // [B, T, H, D] → [B·T, H, D]
   return with_contiguous_width(x).reshape({x.size(0) * x.size(1), x.size(2), x.size(3)});
 }
 
+// For the gradient of x: kernels write what the plan covers.
+Tensor gradient_of(const Tensor& x, bool whole) {
+  return whole ? Tensor::empty(x.shape(), x.dtype(), x.device())
+               : Tensor::zeros(x.shape(), x.dtype(), x.device());
+}
+
 Tensor part(const Tensor& qkv, int i) { return with_rows(qkv.select(2, i)); }
 
 }  // namespace
@@ -31,23 +37,19 @@ Variable attention(const Variable& q, const Variable& k, const Variable& v,
   const Tensor bias = vector_or_none(key_bias);
   const Tensor sinks = vector_or_none(sink);
   auto fwd = ops::attention(qv, kv, vv, bias, sinks, plan, options);
-  return record(
-      "attention", {q, k, v, key_bias, sink}, fwd.out,
-      {qv, kv, vv, bias, sinks, fwd.out, fwd.lse, plan.segments, plan.lo, plan.hi},
-      [options, anchors = plan.anchors, slots = plan.slots](const Backward& ctx) -> Gradients {
-        const AttentionPlan p{ctx.saved(7), ctx.saved(8), ctx.saved(9), slots, anchors};
-        const auto zeros = [&](int i) {
-          const Tensor& x = ctx.saved(i);
-          return Tensor::zeros(x.shape(), x.dtype(), x.device());
-        };
-        const Tensor dq = zeros(0);
-        const Tensor dk = zeros(1);
-        const Tensor dv = zeros(2);
-        const auto grads = ops::attention_backward(
-            ctx.saved(0), ctx.saved(1), ctx.saved(2), ctx.saved(3), ctx.saved(4), p, options,
-            {ctx.saved(5), ctx.saved(6)}, ctx.dy(), dq, dk, dv);
-        return {dq, dk, dv, grads.dkey_bias, grads.dsink};
-      });
+  return record("attention", {q, k, v, key_bias, sink}, fwd.out,
+                {qv, kv, vv, bias, sinks, fwd.out, fwd.lse, plan.segments, plan.lo, plan.hi},
+                [options, anchors = plan.anchors, slots = plan.slots,
+                 whole = plan.whole](const Backward& ctx) -> Gradients {
+                  const AttentionPlan p{ctx.saved(7), ctx.saved(8), ctx.saved(9), slots, anchors};
+                  const Tensor dq = gradient_of(ctx.saved(0), whole);
+                  const Tensor dk = gradient_of(ctx.saved(1), whole);
+                  const Tensor dv = gradient_of(ctx.saved(2), whole);
+                  const auto grads = ops::attention_backward(
+                      ctx.saved(0), ctx.saved(1), ctx.saved(2), ctx.saved(3), ctx.saved(4), p,
+                      options, {ctx.saved(5), ctx.saved(6)}, ctx.dy(), dq, dk, dv);
+                  return {dq, dk, dv, grads.dkey_bias, grads.dsink};
+                });
 }
 
 Variable attention(const Variable& q, const Variable& k, const Variable& v,
@@ -65,13 +67,11 @@ Variable attention(const Variable& q, const Variable& k, const Variable& v,
   return record(
       "attention", {q, k, v}, fwd.out.reshape(q.shape()),
       {q.value(), k.value(), v.value(), fwd.out, fwd.lse, plan.segments, plan.lo, plan.hi},
-      [options, anchors = plan.anchors, slots = plan.slots](const Backward& ctx) -> Gradients {
+      [options, anchors = plan.anchors, slots = plan.slots,
+       whole = plan.whole](const Backward& ctx) -> Gradients {
         const AttentionPlan p{ctx.saved(5), ctx.saved(6), ctx.saved(7), slots, anchors};
         Gradients grads;
-        for (int i = 0; i < 3; ++i) {
-          const Tensor& x = ctx.saved(i);
-          grads.push_back(Tensor::zeros(x.shape(), x.dtype(), x.device()));
-        }
+        for (int i = 0; i < 3; ++i) grads.push_back(gradient_of(ctx.saved(i), whole));
         ops::attention_backward(with_rows(ctx.saved(0)), with_rows(ctx.saved(1)),
                                 with_rows(ctx.saved(2)), {}, {}, p, options,
                                 {ctx.saved(3), ctx.saved(4)}, with_rows(ctx.dy()),
@@ -100,10 +100,11 @@ Variable attention_qkv(const Variable& qkv, const AttentionPlan& plan,
   return record(
       "attention_qkv", {qkv}, fwd.out.reshape({qkv.size(0), qkv.size(1), qkv.size(3), qkv.size(4)}),
       {x, fwd.out, fwd.lse, plan.segments, plan.lo, plan.hi},
-      [options, anchors = plan.anchors, slots = plan.slots](const Backward& ctx) -> Gradients {
+      [options, anchors = plan.anchors, slots = plan.slots,
+       whole = plan.whole](const Backward& ctx) -> Gradients {
         const AttentionPlan p{ctx.saved(3), ctx.saved(4), ctx.saved(5), slots, anchors};
         const Tensor& saved = ctx.saved(0);
-        const Tensor dqkv = Tensor::zeros(saved.shape(), saved.dtype(), saved.device());
+        const Tensor dqkv = gradient_of(saved, whole);
         ops::attention_backward(part(saved, 0), part(saved, 1), part(saved, 2), {}, {}, p, options,
                                 {ctx.saved(1), ctx.saved(2)}, with_rows(ctx.dy()), part(dqkv, 0),
                                 part(dqkv, 1), part(dqkv, 2));

@@ -1,6 +1,7 @@
 #include "cuda/attention.h"
 #include "cuda/attention_rungs.h"
 #include "cuda/kernels.h"
+#include "cuda/rows.cuh"
 #include "tensor/error.h"
 
 namespace proteus::cuda {
@@ -29,6 +30,19 @@ constexpr AttentionBwdRung kBackward[] = {
     {"hopper", hopper_bwd_fits, attention_bwd_hopper},
 };
 
+// A warp to a head; which lane adds what depends on the number of segments alone.
+template <class A>
+__global__ void sink_gradient_kernel(SinkGradient a) {
+  const std::int64_t head = warp_unit();
+  if (head >= a.heads) return;
+  double sum = 0;
+  for (std::int64_t n = lane(); n < a.segment_count; n += kWarp) {
+    if (a.segments[n].head == head) sum += static_cast<const A*>(a.per_segment)[n];
+  }
+  sum = warp_sum(sum);
+  if (lane() == 0) static_cast<A*>(a.dsink)[head] = static_cast<A>(sum);
+}
+
 }  // namespace
 
 std::span<const AttentionFwdRung> attention_fwd_rungs() { return kForward; }
@@ -40,6 +54,11 @@ void install_attention_kernels() {
   });
   attention_bwd.install(DeviceType::cuda, [](const AttentionBwd& a) {
     run_highest(attention_bwd_rungs(), "attention_bwd", a);
+  });
+  sink_gradient.install(DeviceType::cuda, [](const SinkGradient& a) {
+    launch("sink_gradient",
+           a.dtype == DType::f64 ? sink_gradient_kernel<double> : sink_gradient_kernel<float>,
+           warp_blocks(a.heads), kBlock, 0, a);
   });
 }
 

@@ -2,10 +2,34 @@
 
 #include <algorithm>
 #include <cmath>
+#include <vector>
 
 #include "tensor/ops/check.h"
 
-namespace proteus::ops {
+namespace proteus {
+namespace {
+
+template <class A>
+void sink_gradient_typed(const SinkGradient& a) {
+  std::vector<double> total(static_cast<std::size_t>(a.heads));
+  for (std::int64_t n = 0; n < a.segment_count; ++n) {
+    total[static_cast<std::size_t>(a.segments[n].head)] +=
+        static_cast<double>(static_cast<const A*>(a.per_segment)[n]);
+  }
+  for (std::size_t h = 0; h < total.size(); ++h) {
+    static_cast<A*>(a.dsink)[h] = static_cast<A>(total[h]);
+  }
+}
+
+void sink_gradient_cpu(const SinkGradient& a) {
+  a.dtype == DType::f64 ? sink_gradient_typed<double>(a) : sink_gradient_typed<float>(a);
+}
+
+}  // namespace
+
+Slot<SinkGradient> sink_gradient{"sink_gradient", sink_gradient_cpu};
+
+namespace ops {
 namespace {
 
 static_assert(sizeof(AttentionSegment) == 8 * sizeof(std::int64_t));
@@ -142,6 +166,7 @@ AttentionPlan causal_plan(std::int64_t B, std::int64_t H, std::int64_t Tq, std::
                      std::to_string(Tk) + "; the queries must be the last of the keys' positions");
   }
   AttentionPlan plan;
+  plan.whole = true;
   plan.slots = B * H * Tq;
   plan.anchors = anchors;
   Tensor segments = Tensor::zeros({B * H, 8}, DType::i64);
@@ -232,16 +257,15 @@ AttentionGrads attention_backward(const Tensor& q, const Tensor& k, const Tensor
   args.dsink = with_sink ? dsink.raw() : nullptr;
   attention_bwd(q.device(), args);
   if (with_sink) {
-    const Tensor host = dsink.to(kCpu).to(DType::f64);
-    const Tensor segments = plan.segments.to(kCpu);
-    Tensor total = Tensor::zeros(sink.shape(), DType::f64);
-    for (std::int64_t n = 0; n < count; ++n) {
-      const std::int64_t head = segments.data<std::int64_t>()[n * 8 + 6];
-      total.data<double>()[head] += host.data<double>()[n];
-    }
-    grads.dsink.copy_(total);
+    sink_gradient(q.device(), {.per_segment = dsink.raw(),
+                               .segments = args.problem.segments,
+                               .dsink = grads.dsink.raw(),
+                               .segment_count = count,
+                               .heads = sink.size(0),
+                               .dtype = q.dtype()});
   }
   return grads;
 }
 
-}  // namespace proteus::ops
+}  // namespace ops
+}  // namespace proteus

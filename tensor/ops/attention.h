@@ -73,7 +73,7 @@ struct AttentionFwd {
 extern Slot<AttentionFwd> attention_fwd;
 
 /// Writes every row of dq, dk, dv (and dkey_bias) that a segment covers. dsink is per segment, to
-/// be summed per head by the caller. Null outputs are skipped.
+/// be summed per head by sink_gradient. Null outputs are skipped.
 struct AttentionBwd {
   AttentionProblem problem;
   HeadRows out, dout;
@@ -84,12 +84,24 @@ struct AttentionBwd {
 };
 extern Slot<AttentionBwd> attention_bwd;
 
+/// dsink [heads] = Σ of per_segment over the segments of a head, in f64; both in the accumulation
+/// type of `dtype`.
+struct SinkGradient {
+  const void* per_segment = nullptr;
+  const AttentionSegment* segments = nullptr;
+  void* dsink = nullptr;
+  std::int64_t segment_count = 0, heads = 0;
+  DType dtype = DType::f32;
+};
+extern Slot<SinkGradient> sink_gradient;
+
 /// Which query sees which keys: everything about an attention call that is not numbers.
 struct AttentionPlan {
   Tensor segments;         ///< i64 [S, 8]: AttentionSegment
   Tensor lo, hi;           ///< i32
   std::int64_t slots = 0;  ///< queries of all segments together
   std::int64_t anchors = 0;
+  bool whole = false;  ///< every row of q and of k is in a segment
 };
 
 struct AttentionOptions {

@@ -60,7 +60,7 @@ OpCase rows_case(const std::string& variant, std::int64_t D, double dropout) {
   };
   return {.op = "attention",
           .variant = variant,
-          .slots = {"attention_fwd", "attention_bwd"},
+          .slots = {"attention_fwd", "attention_bwd", "sink_gradient"},
           .inputs = {{{7, 1, D}},
                      {{7, 1, D}},
                      {{7, 1, D}},
