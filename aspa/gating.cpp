@@ -16,7 +16,6 @@
 #include "autograd/tape.h"
 #include "autograd/view.h"
 #include "tensor/error.h"
-#include "tensor/ops/select.h"
 
 namespace proteus {
 namespace {
@@ -93,7 +92,7 @@ RoleRouting Gating::route(Role role, const Variable& projected, std::int64_t B, 
   const auto decided = decide([&]() -> std::vector<Tensor> {
     if (!gated()) return {every_head(B * T, config_.routed_heads, router_.device()), {}};
     if (forced.defined() && !salience_) return {{}, {}};
-    const Choice choice = choose(role, projected.value(), {T});
+    const Choice choice = choose(role, projected.value(), {T}, ops::NanRows::mark);
     return {choice.heads, choice.nearest};
   });
   if (forced.defined()) check_heads(role, forced, B * T, config_.routed_heads);
@@ -104,7 +103,8 @@ RoleRouting Gating::route(Role role, const Variable& projected, std::int64_t B, 
   return out;
 }
 
-Gating::Choice Gating::choose(Role role, const Tensor& projected, const TokenTimes& times) const {
+Gating::Choice Gating::choose(Role role, const Tensor& projected, const TokenTimes& times,
+                              ops::NanRows nan_rows) const {
   Choice out;
   if (salience_) {
     auto scored = router_.logits_and_nearest(projected);
@@ -129,7 +129,7 @@ Gating::Choice Gating::choose(Role role, const Tensor& projected, const TokenTim
     const Tensor scores = salience_of(Variable(projected), out.nearest).value();
     count = salience_->keep_counts(role, scores, times, config_.alpha, k(), count);
   }
-  out.heads = ops::topk_heads(out.z, k(), theta, count, router_.extra_heads());
+  out.heads = ops::topk_heads(out.z, k(), theta, count, router_.extra_heads(), nan_rows);
   return out;
 }
 

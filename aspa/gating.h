@@ -12,6 +12,7 @@
 #include "aspa/routing.h"
 #include "aspa/salience.h"
 #include "aspa/telemetry.h"
+#include "tensor/ops/select.h"
 
 namespace proteus {
 
@@ -63,8 +64,9 @@ class Gating {
   /// Decides for tokens [B, T], once: recomputation by checkpoint() gets the same decision.
   /// `projected` is x̃ [B·T, R], undefined unless gated().
   RoleRouting route(Role role, const Variable& projected, std::int64_t B, std::int64_t T);
-  /// The decision itself.
-  Choice choose(Role role, const Tensor& projected, const TokenTimes& times) const;
+  /// The decision itself. Rows that are packed afterwards may be marked: nothing waits for them.
+  Choice choose(Role role, const Tensor& projected, const TokenTimes& times,
+                ops::NanRows nan_rows = ops::NanRows::refuse) const;
   /// S [N] of projected tokens whose nearest gates are i32 [N].
   Variable salience_of(const Variable& projected, const Tensor& nearest) const;
 

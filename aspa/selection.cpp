@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "tensor/error.h"
@@ -13,9 +14,11 @@ namespace proteus {
 
 RoutedRows pack_selection(const Selection& selection, std::int64_t B, std::int64_t Hr,
                           const Tensor& visible) {
+  const Tensor roles[] = {selection.query, selection.key};
+  std::vector<PackedRows> rows = ops::pack_rows(roles, Hr, B);
   RoutedRows out;
-  out.query = ops::pack_rows(selection.query, Hr, B);
-  out.key = ops::pack_rows(selection.key, Hr, B);
+  out.query = std::move(rows[0]);
+  out.key = std::move(rows[1]);
   const ops::KeyRanges ranges = ops::key_ranges(out.query, out.key, visible);
   out.lo = ranges.lo;
   out.hi = ranges.hi;
@@ -88,7 +91,8 @@ AttentionPlan stream_plan(const RoutedRows& rows, std::int64_t anchors) {
           .lo = rows.lo,
           .hi = rows.hi,
           .slots = rows.query.rows(),
-          .anchors = anchors};
+          .anchors = anchors,
+          .whole = true};
 }
 
 }  // namespace proteus

@@ -88,6 +88,9 @@ __global__ void topk_kernel(TopkFwd a) {
     if (lane() == 0) {
       atomicMin(reinterpret_cast<unsigned*>(a.invalid_row), static_cast<unsigned>(n));
     }
+    for (std::int64_t j = lane(); j < a.k + a.extras; j += kWarp) {
+      a.heads[n * (a.k + a.extras) + j] = kNanHead;
+    }
     return;
   }
   const std::int64_t most = a.count ? a.count[n] : a.k;

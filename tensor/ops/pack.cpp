@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "tensor/ops/check.h"
+#include "tensor/ops/select.h"
 #include "tensor/parallel.h"
 
 namespace proteus {
@@ -218,6 +219,10 @@ void check_heads(const Tensor& heads, std::int64_t groups, std::int64_t sequence
 }
 
 [[noreturn]] void throw_invalid(const Tensor& heads, std::int64_t token, std::int64_t groups) {
+  if (heads.size(1) > 0 && heads.select(0, token).select(0, 0).item() == kNanHead) {
+    throw NumericError(std::string(kPackCall) + ": heads: the scores of token " +
+                       std::to_string(token) + " had a NaN (topk_heads)");
+  }
   std::string got;
   for (const double h : heads.select(0, token).to_vector()) {
     got += (got.empty() ? "" : ", ") + std::to_string(static_cast<std::int64_t>(h));
@@ -248,49 +253,76 @@ Slot<RowSlots> slots_scatter{"slots_scatter", slots_scatter_cpu};
 
 namespace ops {
 
-PackedRows pack_rows(const Tensor& heads_any, std::int64_t groups, std::int64_t sequences) {
-  check_heads(heads_any, groups, sequences);
-  const Tensor heads = heads_any.contiguous();
-  const Device device = heads.device();
-  const std::int64_t tokens = heads.size(0);
-  const std::int64_t slots = heads.size(1);
+namespace {
+
+// Counts rows; what the host has to know goes to counted [3 + groups·sequences]: the first invalid
+// token, tokens kept, offsets.
+PackedRows counted_rows(const Tensor& heads_any, const Tensor& counted, std::int64_t groups,
+                        std::int64_t sequences) {
   PackedRows out;
-  out.heads = heads;
+  out.heads = heads_any.contiguous();
   out.sequence_count = sequences;
-  // What the host has to know lies together: reading it back is the one wait.
-  const Tensor counted = Tensor::zeros({groups * sequences + 3}, DType::i32, device);
-  const Tensor invalid = counted.slice(0, 0, 1);
-  const Tensor kept = counted.slice(0, 1, 2);
   out.offsets = counted.slice(0, 2, counted.numel());
-  out.row_of = Tensor::empty({tokens, slots}, DType::i32, device);
-  if (heads.numel() > 0) {
-    pack_count(device, {.heads = heads.data<std::int32_t>(),
-                        .offsets = out.offsets.data<std::int32_t>(),
-                        .invalid_token = invalid.data<std::int32_t>(),
-                        .kept = kept.data<std::int32_t>(),
-                        .tokens = tokens,
-                        .slots = slots,
-                        .groups = groups,
-                        .sequences = sequences});
-  }
-  const Tensor host = counted.to(kCpu);
+  out.row_of = Tensor::empty(out.heads.shape(), DType::i32, out.heads.device());
+  if (out.heads.numel() == 0) return out;
+  pack_count(out.heads.device(), {.heads = out.heads.data<std::int32_t>(),
+                                  .offsets = out.offsets.data<std::int32_t>(),
+                                  .invalid_token = counted.slice(0, 0, 1).data<std::int32_t>(),
+                                  .kept = counted.slice(0, 1, 2).data<std::int32_t>(),
+                                  .tokens = out.heads.size(0),
+                                  .slots = out.heads.size(1),
+                                  .groups = groups,
+                                  .sequences = sequences});
+  return out;
+}
+
+void fill_rows(PackedRows& out, const Tensor& host, std::int64_t groups) {
   const auto* numbers = host.data<std::int32_t>();
-  if (heads.numel() > 0 && numbers[0] >= 0) throw_invalid(heads, numbers[0], groups);
+  if (out.heads.numel() > 0 && numbers[0] >= 0) throw_invalid(out.heads, numbers[0], groups);
   out.kept = numbers[1];
   out.host_offsets = host.slice(0, 2, host.numel());
   const std::int64_t rows = numbers[host.numel() - 1];
+  const Device device = out.heads.device();
   out.token = Tensor::empty({rows}, DType::i32, device);
   out.time = Tensor::empty({rows}, DType::i32, device);
-  if (heads.numel() == 0) return out;
-  pack_fill(device, {.heads = heads.data<std::int32_t>(),
+  if (out.heads.numel() == 0) return;
+  pack_fill(device, {.heads = out.heads.data<std::int32_t>(),
                      .offsets = out.offsets.data<std::int32_t>(),
                      .token = out.token.data<std::int32_t>(),
                      .time = out.time.data<std::int32_t>(),
                      .row_of = out.row_of.data<std::int32_t>(),
-                     .tokens = tokens,
-                     .slots = slots,
+                     .tokens = out.tokens(),
+                     .slots = out.slots(),
                      .groups = groups,
-                     .sequences = sequences});
+                     .sequences = out.sequences()});
+}
+
+}  // namespace
+
+PackedRows pack_rows(const Tensor& heads, std::int64_t groups, std::int64_t sequences) {
+  return pack_rows(std::span(&heads, 1), groups, sequences)[0];
+}
+
+std::vector<PackedRows> pack_rows(std::span<const Tensor> heads, std::int64_t groups,
+                                  std::int64_t sequences) {
+  if (heads.empty()) return {};
+  for (const Tensor& h : heads) {
+    check_heads(h, groups, sequences);
+    check_device(kPackCall, "heads", h, heads[0]);
+  }
+  // What the host has to know lies together: reading it back is the one wait.
+  const auto count = static_cast<std::int64_t>(heads.size());
+  const Tensor counted =
+      Tensor::zeros({count, groups * sequences + 3}, DType::i32, heads[0].device());
+  std::vector<PackedRows> out;
+  for (std::int64_t i = 0; i < count; ++i) {
+    out.push_back(
+        counted_rows(heads[static_cast<std::size_t>(i)], counted.select(0, i), groups, sequences));
+  }
+  const Tensor host = counted.to(kCpu);
+  for (std::int64_t i = 0; i < count; ++i) {
+    fill_rows(out[static_cast<std::size_t>(i)], host.select(0, i), groups);
+  }
   return out;
 }
 

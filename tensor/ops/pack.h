@@ -3,6 +3,9 @@
 // from tokens to rows (gather) and back (combine, its adjoint), or from [tokens, heads] to rows.
 #pragma once
 
+#include <span>
+#include <vector>
+
 #include "tensor/slot.h"
 #include "tensor/tensor.h"
 
@@ -88,8 +91,11 @@ namespace ops {
 
 /// heads i32 [N, k] with entries in [−1, groups), ascending within a token with −1 at the end; N a
 /// multiple of `sequences`. Throws ShapeError, DTypeError, and ConfigError for heads that are out
-/// of range or out of order.
+/// of range or out of order, NumericError for those of a row with a NaN (topk_heads).
 PackedRows pack_rows(const Tensor& heads, std::int64_t groups, std::int64_t sequences);
+/// Those of several selections of the same tokens. On a device the host waits once for all.
+std::vector<PackedRows> pack_rows(std::span<const Tensor> heads, std::int64_t groups,
+                                  std::int64_t sequences);
 
 /// x [tokens, C] → [rows, C].
 Tensor gather_rows(const Tensor& x, const PackedRows& rows);

@@ -158,8 +158,10 @@ void topk_typed(const TopkFwd& a) {
       const bool one_pass = !a.extra && k > 0 && k <= kMostBest;
       if (one_pass ? !select_few(scores, theta, a.H, k, heads)
                    : !adjust(scores, theta, a.H, values.data())) {
-        invalid[static_cast<std::size_t>(begin / kRowGrain)] = static_cast<std::int32_t>(n);
-        return;
+        std::fill(heads, heads + a.k + a.extras, kNanHead);
+        auto& first = invalid[static_cast<std::size_t>(begin / kRowGrain)];
+        if (first == kNone) first = static_cast<std::int32_t>(n);
+        continue;
       }
       if (k == 0 || one_pass) continue;
       if (a.extra) set_apart(a, values, apart);
@@ -244,7 +246,7 @@ Slot<TopkFwd> topk_fwd{"topk_fwd", topk_cpu};
 namespace ops {
 
 Tensor topk_heads(const Tensor& scores_any, std::int64_t k, const Tensor& theta_any,
-                  const Tensor& count_any, const Tensor& extra_any) {
+                  const Tensor& count_any, const Tensor& extra_any, NanRows nan_rows) {
   const std::string call = "topk_heads(scores, k, theta, count)";
   check_scores(call, scores_any, theta_any);
   const std::int64_t N = scores_any.size(0);
@@ -285,6 +287,7 @@ Tensor topk_heads(const Tensor& scores_any, std::int64_t k, const Tensor& theta_
                     .k = k,
                     .extras = extras,
                     .dtype = scores.dtype()});
+  if (nan_rows == NanRows::mark) return heads;
   const auto row = static_cast<std::int64_t>(invalid.item());
   if (row >= 0) {
     throw NumericError(call + ": scores: row " + std::to_string(row) + " has a NaN" +

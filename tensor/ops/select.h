@@ -9,11 +9,15 @@
 
 namespace proteus {
 
+/// What stands for every head of a row with a NaN.
+constexpr std::int32_t kNanHead = -2;
+
 /// heads [N, k]: of every row of scores − theta [N, H], the indices of its min(k, count[n]) largest
 /// values (equal values: the lower index), ascending, then −1. theta [H] and count [N] may be null
 /// (0 and k). Where extra [H] is not null, marked columns do not compete: each is added to a row's
 /// list, if that is not empty, where its value is above the least on it; heads is then [N, k +
-/// extras]. invalid_row [1] becomes the first row with a NaN, or −1; heads then mean nothing.
+/// extras]. invalid_row [1] becomes the first row with a NaN, or −1; such a row's heads are
+/// kNanHead.
 struct TopkFwd {
   const void* scores = nullptr;
   const void* theta = nullptr;
@@ -83,9 +87,12 @@ namespace ops {
 /// columns that do not compete for the k places but come in beside them where they would have won
 /// one: the result is then [N, k + extras], and k is at most the number of the other columns.
 /// Throws ShapeError, DTypeError, ConfigError for k, and NumericError naming the first row that has
-/// a NaN.
+/// a NaN; on a device the host waits to know. With NanRows::mark it does not: pack_rows throws when
+/// it meets the marks.
+enum class NanRows : std::uint8_t { refuse, mark };
 Tensor topk_heads(const Tensor& scores, std::int64_t k, const Tensor& theta = {},
-                  const Tensor& count = {}, const Tensor& extra = {});
+                  const Tensor& count = {}, const Tensor& extra = {},
+                  NanRows nan_rows = NanRows::refuse);
 
 /// i32 [N]: how many heads each row of scores [N, H] needs for a softmax(scores − theta) mass of p
 /// (Holtzman et al., arXiv:1904.09751, for heads), within [k_min, k_max]: for topk_heads(). f32 or
