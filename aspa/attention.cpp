@@ -160,10 +160,12 @@ Variable AspaAttention::shared_forward(const Variable& x, const Variable& x_key)
   const auto rows = [&](const Variable& heads) { return reshape(heads, {B * T, H, D}); };
   const Variable q = rows(rope(part(0, x), D));
   const Variable k = rows(rope(part(1, x_key), D));
-  const AttentionPlan plan = ops::causal_plan(
-      B, H, T, T,
-      [this](std::int64_t n) { return slider::window(config_.alpha, config_.shared_window, n); },
-      config_.anchors, x.device());
+  const auto window = [this](std::int64_t n) {
+    return slider::window(config_.alpha, config_.shared_window, n);
+  };
+  const AttentionPlan& plan = shared_plan_.of(
+      {B, H, T, config_.shared_window, config_.anchors, config_.alpha, x.device()},
+      [&] { return ops::causal_plan(B, H, T, T, window, config_.anchors, x.device()); });
   Variable y = attention(q, k, rows(part(2, x)), {}, {}, plan, attention_options());
   if (weights_.shared_gate.defined() && config_.alpha > 0) {
     const Variable gate = reshape(linear(x, weights_.shared_gate), {B * T * H});

@@ -163,6 +163,7 @@ class AspaAttention : public Attention, public Gated {
   std::unique_ptr<Gating> gating_;  // of the routed heads, null without any
   bool watching_ = false;
   std::optional<Consensus> consensus_;
+  LastCausalPlan shared_plan_;
   Tensor visible_;  // [T + 1] of visible_entries, for visible_alpha_
   Tensor forced_bank_;
   Tensor bank_;

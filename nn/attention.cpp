@@ -67,12 +67,14 @@ Variable DenseAttention::forward(const Variable& x) {
   qkv = reshape(qkv, {B, T, 3, H, D});
   if (config_.rope) qkv = rope_qkv(qkv, D);
   AttentionOptions options;
-  options.window = config_.window;
   if (training() && config_.dropout > 0) {
     options.dropout = config_.dropout;
     options.key = next_key(generator_);
   }
-  Variable y = attention_qkv(qkv, options);  // [B, T, H, D]
+  const AttentionPlan& plan =
+      plan_.of({.B = B, .H = H, .T = T, .window = config_.window, .device = x.device()},
+               [&] { return ops::causal_plan(B, H, T, T, config_.window, 0, x.device()); });
+  Variable y = attention_qkv(qkv, plan, options);  // [B, T, H, D]
   if (gate_weight_.defined()) {
     const Variable gate = scale(sigmoid(linear(x, gate_weight_, {})), 2.0);
     y = mul(y, reshape(gate, {B, T, H, 1}));

@@ -10,6 +10,7 @@
 
 #include "nn/decode.h"
 #include "nn/module.h"
+#include "tensor/ops/attention.h"
 #include "tensor/rng.h"
 
 namespace proteus {
@@ -34,6 +35,31 @@ class Attention : public Module {
   /// Called once after every optimizer step: routing state (prototypes, thresholds) moves here.
   /// `rate` is the step's learning rate as a share of its peak.
   virtual void after_step(double rate) { static_cast<void>(rate); }
+};
+
+/// The causal plan that was asked for last. Making one takes a table of T entries, and a copy of it
+/// to the device: not in every pass.
+class LastCausalPlan {
+ public:
+  struct Key {
+    std::int64_t B = 0, H = 0, T = 0;
+    std::int64_t window = 0, anchors = 0;
+    double alpha = 0;  ///< where the window depends on it
+    Device device;
+
+    friend bool operator==(const Key&, const Key&) = default;
+  };
+  /// make() where `key` differs from the one before.
+  template <class F>
+  const AttentionPlan& of(const Key& key, F&& make) {
+    if (!plan_.lo.defined() || !(key == key_)) plan_ = make();
+    key_ = key;
+    return plan_;
+  }
+
+ private:
+  Key key_;
+  AttentionPlan plan_;
 };
 
 struct DenseAttentionConfig {
@@ -71,6 +97,7 @@ class DenseAttention : public Attention {
   Variable out_bias_;     // [C] or undefined
   Variable gate_weight_;  // [H, C] or undefined
   Variable mu_;           // [C] or undefined
+  LastCausalPlan plan_;
 };
 
 /// What every state begins with: the position of the next token, and the token before it for layers
