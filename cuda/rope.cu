@@ -1,5 +1,6 @@
-// Rotary position embedding of tensor/ops/rope.h on a GPU. A thread has one pair of channels of a
-// row and rotates it in every head: the angle, in f64, is computed once.
+// Rotary position embedding of tensor/ops/rope.h on a GPU, in one pass. A thread has a few
+// neighbouring channels of a row and rotates or copies them in every head: their angles are
+// computed once, in turns and in f64, so that only what is left after whole turns is rounded.
 #include <cmath>
 
 #include "cuda/kernel.cuh"
@@ -25,69 +26,84 @@ __device__ std::int64_t position_of(const RopeArgs<T>& a, std::int64_t row) {
   return row - quotient(row, a.period) * a.period + a.offset;
 }
 
-// Channels (2·pair, 2·pair + 1) of every head of a row; kPacked: in one access, for an even D.
-template <class T, bool kPacked>
-__device__ void rotate_heads(const RopeArgs<T>& a, std::int64_t row, std::int64_t pair) {
-  using A = accum_t<T>;
-  const double angle =
-      static_cast<double>(position_of(a, row)) *
-      std::pow(a.base, -2.0 * static_cast<double>(pair) / static_cast<double>(a.R));
-  double sine = 0;
-  double cosine = 0;
-  sincos(angle, &sine, &cosine);
-  const A c = static_cast<A>(cosine);
-  const A s = static_cast<A>(a.inverse ? -sine : sine);
-  for (std::int64_t h = 0; h < a.rotated; ++h) {
-    const std::int64_t at = (row * a.heads + h) * a.D + 2 * pair;
-    Pack<T, 2> p;
-    if constexpr (kPacked) {
-      p = load_pack<2>(a.x + at);
-    } else {
-      p[0] = a.x[at];
-      p[1] = a.x[at + 1];
-    }
-    const A u = A(p[0]);
-    const A v = A(p[1]);
-    p[0] = T(u * c - v * s);
-    p[1] = T(u * s + v * c);
-    if constexpr (kPacked) {
-      store_pack(a.y + at, p);
-    } else {
-      a.y[at] = p[0];
-      a.y[at + 1] = p[1];
-    }
+template <class A>
+struct Rotation {
+  A cosine = 1, sine = 0;
+};
+
+__device__ inline void sincos_half_turns(double x, double* s, double* c) { sincospi(x, s, c); }
+__device__ inline void sincos_half_turns(float x, float* s, float* c) { sincospif(x, s, c); }
+
+/// By so many turns.
+template <class A>
+__device__ Rotation<A> rotation_by(double turns, bool inverse) {
+  const double quarters = 4 * turns;
+  const double whole = rint(quarters);
+  A s;
+  A c;
+  sincos_half_turns(static_cast<A>((quarters - whole) / 2), &s, &c);
+  const int side = static_cast<int>(static_cast<long long>(whole) & 3);
+  if (side & 1) {
+    const A before = c;
+    c = -s;
+    s = before;
   }
+  if (side & 2) {
+    c = -c;
+    s = -s;
+  }
+  return {c, inverse ? -s : s};
 }
 
-template <class T, bool kPacked>
+// turns [R/2], in shared memory: of every pair at position 1. kWhole: rows are whole packs.
+template <class T, int kPack, bool kWhole>
 __global__ void rope_kernel(const RopeArgs<T> a) {
-  const std::int64_t half = a.R / 2;
-  for (std::int64_t u = first_unit(); u < a.rows * half; u += unit_step()) {
-    const std::int64_t row = quotient(u, half);
-    rotate_heads<T, kPacked>(a, row, u - row * half);
+  using A = accum_t<T>;
+  constexpr double kOneTurn = 6.283185307179586;
+  extern __shared__ double turns[];
+  const std::int64_t half = a.rotated > 0 ? a.R / 2 : 0;
+  for (std::int64_t i = threadIdx.x; i < half; i += blockDim.x) {
+    turns[i] =
+        std::pow(a.base, -2.0 * static_cast<double>(i) / static_cast<double>(a.R)) / kOneTurn;
   }
-}
-
-// Channels [from, D) of heads [first, last) of every row, as they are.
-template <class T>
-__global__ void copy_channels_kernel(const RopeArgs<T> a, std::int64_t first, std::int64_t last,
-                                     std::int64_t from) {
-  const std::int64_t width = a.D - from;
-  const std::int64_t each = (last - first) * width;
-  for (std::int64_t u = first_unit(); u < a.rows * each; u += unit_step()) {
-    const std::int64_t row = quotient(u, each);
-    const std::int64_t h = quotient(u - row * each, width);
-    const std::int64_t channel = u - row * each - h * width;
-    const std::int64_t at = (row * a.heads + first + h) * a.D + from + channel;
-    a.y[at] = a.x[at];
+  __syncthreads();
+  const std::int64_t packs = (a.D + kPack - 1) / kPack;
+  for (std::int64_t u = first_unit(); u < a.rows * packs; u += unit_step()) {
+    const std::int64_t row = quotient(u, packs);
+    const std::int64_t channel = (u - row * packs) * kPack;
+    const std::int64_t inside = a.D - channel;
+    const auto position = static_cast<double>(position_of(a, row));
+    Rotation<A> rotation[kPack / 2];
+#pragma unroll
+    for (int i = 0; i < kPack / 2; ++i) {
+      const std::int64_t pair = channel / 2 + i;
+      if (pair < half) rotation[i] = rotation_by<A>(position * turns[pair], a.inverse);
+    }
+    for (std::int64_t h = 0; h < a.heads; ++h) {
+      const std::int64_t at = (row * a.heads + h) * a.D + channel;
+      Pack<T, kPack> p;
+      if constexpr (kWhole) {
+        p = load_pack<kPack>(a.x + at);
+      } else {
+        for (int i = 0; i < kPack; ++i) p[i] = i < inside ? a.x[at + i] : T(0);
+      }
+#pragma unroll
+      for (int i = 0; i < kPack / 2; ++i) {
+        if (h >= a.rotated || channel / 2 + i >= half) continue;
+        const A u0 = A(p[2 * i]);
+        const A u1 = A(p[2 * i + 1]);
+        p[2 * i] = T(u0 * rotation[i].cosine - u1 * rotation[i].sine);
+        p[2 * i + 1] = T(u0 * rotation[i].sine + u1 * rotation[i].cosine);
+      }
+      if constexpr (kWhole) {
+        store_pack(a.y + at, p);
+      } else {
+        for (int i = 0; i < kPack; ++i) {
+          if (i < inside) a.y[at + i] = p[i];
+        }
+      }
+    }
   }
-}
-
-template <class T>
-void copy_channels(const RopeArgs<T>& a, std::int64_t first, std::int64_t last, std::int64_t from) {
-  const std::int64_t n = a.rows * (last - first) * (a.D - from);
-  if (n == 0) return;
-  launch("rope_fwd", copy_channels_kernel<T>, blocks_for(n), kBlock, 0, a, first, last, from);
 }
 
 void rope_cuda(const RopeFwd& r) {
@@ -106,16 +122,12 @@ void rope_cuda(const RopeFwd& r) {
                         r.R,
                         r.base,
                         r.inverse};
-    if (r.R > 0 && r.rotated > 0) {
-      const unsigned grid = blocks_for(r.rows * (r.R / 2));
-      if (r.D % 2 == 0 && can_pack<T, 2>(a.x, a.y)) {
-        launch("rope_fwd", rope_kernel<T, true>, grid, kBlock, 0, a);
-      } else {
-        launch("rope_fwd", rope_kernel<T, false>, grid, kBlock, 0, a);
-      }
-    }
-    copy_channels(a, 0, r.rotated, r.R);
-    copy_channels(a, r.rotated, r.heads, 0);
+    constexpr int kPack = kPackOf<T>;
+    const bool packs = r.D % kPack == 0 && can_pack<T, kPack>(a.x, a.y);
+    const unsigned grid = blocks_for(r.rows * ceil_div(r.D, packs ? kPack : 2));
+    const auto shared = static_cast<std::size_t>(r.R / 2) * sizeof(double);
+    launch("rope_fwd", packs ? rope_kernel<T, kPack, true> : rope_kernel<T, 2, false>, grid, kBlock,
+           shared, a);
   });
 }
 
