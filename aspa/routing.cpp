@@ -152,8 +152,7 @@ const Tensor& Router::theta(Role role, Device device) const {
 }
 
 Variable Router::project(const Variable& x) const {
-  const Variable wide = x.dtype() == dtype_ ? x : cast(x, dtype_);
-  return reshape(linear(wide, U_), {x.size(0) * x.size(1), U_.size(0)});
+  return reshape(wide_linear(x, U_), {x.size(0) * x.size(1), U_.size(0)});
 }
 
 Tensor Router::logits(const Tensor& projected) const {

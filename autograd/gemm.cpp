@@ -5,6 +5,7 @@
 #include "autograd/tape.h"
 #include "autograd/view.h"
 #include "tensor/ops/gemm.h"
+#include "tensor/ops/wide_linear.h"
 
 namespace proteus {
 namespace {
@@ -38,6 +39,15 @@ Variable linear(const Variable& x, const Variable& any_weight, const Variable& a
                   if (ctx.needs(1)) g[1] = ops::linear_dweight(dy, ctx.saved(0));
                   if (ctx.needs(2)) g[2] = ops::bias_backward(dy, {}, true).dbias;
                   return g;
+                });
+}
+
+Variable wide_linear(const Variable& x, const Variable& weight) {
+  return record("wide_linear", {x, weight}, ops::wide_linear(x.value(), weight.value()),
+                {x.value(), weight.value()}, [](const Backward& ctx) -> Gradients {
+                  const auto g = ops::wide_linear_backward(ctx.saved(0), ctx.saved(1), ctx.dy(),
+                                                           ctx.needs(0), ctx.needs(1));
+                  return {g.dx, g.dweight};
                 });
 }
 

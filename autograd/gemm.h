@@ -7,6 +7,9 @@ namespace proteus {
 
 /// x [..., in], weight [out, in], bias [out] or undefined → [..., out]. Saves x and weight.
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias = {});
+/// x·weightᵀ with weight and result in the accumulation type of x (tensor/ops/wide_linear.h). Saves
+/// both.
+Variable wide_linear(const Variable& x, const Variable& weight);
 
 /// gelu(linear(x, weight, bias)) in one pass. Saves x, weight and the pre-activation.
 Variable linear_gelu(const Variable& x, const Variable& weight, const Variable& bias = {});

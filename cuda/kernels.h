@@ -24,7 +24,8 @@
   X(salience)                    \
   X(select)                      \
   X(softmax)                     \
-  X(take)
+  X(take)                        \
+  X(wide_linear)
 
 namespace proteus::cuda {
 

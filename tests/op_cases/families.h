@@ -17,6 +17,7 @@
   X(take)                      \
   X(select)                    \
   X(gemm)                      \
+  X(wide_linear)               \
   X(grouped_gemm)              \
   X(routing)                   \
   X(prototypes)                \
