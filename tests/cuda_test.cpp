@@ -11,6 +11,7 @@
 #include "autograd/elementwise.h"
 #include "autograd/embedding.h"
 #include "autograd/gemm.h"
+#include "autograd/grouped_gemm.h"
 #include "autograd/loss.h"
 #include "autograd/norm.h"
 #include "autograd/reduce.h"
@@ -92,6 +93,37 @@ void add_sums(std::vector<OpCase>& cases) {
                           [](const auto& v) { return clone(transpose(v[0], 0, 2)); }));
 }
 
+// Two sequences, two of five heads for a token, one for every ninth.
+PackedRows two_of_five_heads(std::int64_t tokens, Device device) {
+  std::vector<std::int32_t> heads;
+  for (std::int64_t n = 0; n < tokens; ++n) {
+    heads.push_back(static_cast<std::int32_t>(n * 7 % 4));
+    heads.push_back(n % 9 == 0 ? -1 : 4);
+  }
+  return ops::pack_rows(Tensor::from_data<std::int32_t>(heads, {tokens, 2}, device), 5, 2);
+}
+
+OpCase grouped_case(bool combine, std::int64_t tokens, std::int64_t width, std::int64_t out) {
+  const std::int64_t rows = combine ? two_of_five_heads(tokens, kCpu).rows() : tokens;
+  return case_of(combine ? "grouped_combine" : "grouped_linear",
+                 {"grouped_gather", "grouped_scatter", "grouped_weight"},
+                 {{{rows, width}}, {{5, width, out}}}, [=](const auto& v) {
+                   const PackedRows packed = two_of_five_heads(tokens, v[0].device());
+                   return combine ? grouped_combine(v[0], v[1], packed)
+                                  : grouped_linear(v[0], v[1], packed);
+                 });
+}
+
+// More than one stretch of tokens whose sums lie in shared memory; and more rows than stay in the
+// cache, whose tiles are taken in another order.
+void add_grouped_products(std::vector<OpCase>& cases) {
+  for (const std::int64_t width : {64, 136}) {
+    cases.push_back(grouped_case(false, 2000, width, 72));
+    cases.push_back(grouped_case(true, 2000, width, 72));
+  }
+  cases.push_back(grouped_case(false, 20000, 512, 8));
+}
+
 void add_products(std::vector<OpCase>& cases) {
   for (const std::int64_t rows : {1, 33, 512}) {
     for (const std::int64_t width : {7, 40, 64}) {
@@ -122,6 +154,7 @@ std::vector<Param> gpu_cases() {
     add_rows(*cases);
     add_sums(*cases);
     add_products(*cases);
+    add_grouped_products(*cases);
     return cases;
   }();
   auto list = params([](const OpCase& c) { return !c.bench_only || c.flops <= kGpuTestFlops; });
