@@ -312,7 +312,7 @@ double Gating::prototype_share() const {
 
 void Gating::force(Role role, const Tensor& heads) { forced_[index(role)] = heads; }
 
-void Gating::begin_tally() { tally_.emplace(); }
+void Gating::begin_tally() { tally_ = std::array<Count, kRoles>{}; }
 
 void Gating::tally(Role role, const Tensor& heads) {
   Count& count = (*tally_)[index(role)];
