@@ -319,9 +319,15 @@ void Gating::tally(Role role, const Tensor& heads) {
   count.heads.resize(static_cast<std::size_t>(config_.routed_heads));
   count.tokens += heads.size(0);
   const Tensor host = heads.to(kCpu).contiguous();
-  for (std::int64_t i = 0; i < host.numel(); ++i) {
-    const std::int32_t head = host.data<std::int32_t>()[i];
-    if (head >= 0) ++count.heads[static_cast<std::size_t>(head)];
+  const auto* head = host.data<std::int32_t>();
+  for (std::int64_t t = 0; t < host.size(0); ++t) {
+    bool any = false;
+    for (std::int64_t j = 0; j < host.size(1); ++j, ++head) {
+      if (*head < 0) continue;
+      ++count.heads[static_cast<std::size_t>(*head)];
+      any = true;
+    }
+    count.kept += any;
   }
 }
 
@@ -335,7 +341,9 @@ void Gating::end_tally() {
     if (count.tokens == 0) continue;  // experts have one role
     const std::vector<double> load = count.load();
     for (std::size_t h = 0; h < both.size(); ++h) both[h] += load[h];
-    (role == Role::query ? out.query : out.key) = describe_load(load);
+    RoleTelemetry& described = role == Role::query ? out.query : out.key;
+    described = describe_load(load);
+    described.kept = static_cast<double>(count.kept) / static_cast<double>(count.tokens);
   }
   out.both = describe_load(std::move(both));
   telemetry_.tally = std::move(out);

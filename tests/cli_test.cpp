@@ -391,5 +391,33 @@ TEST(Cli, RecallStopsAfterTwoGoodEvaluations) {
 
 INSTANTIATE_TEST_SUITE_P(Cli, Interrupted, ::testing::Values("train", "duel"));
 
+TEST(Cli, SweepWritesItsRows) {
+  const TemporaryFolder folder;
+  const Args command = {"sweep", "--lengths", "8..32",     "--alphas", "0.5,1", "--width",
+                        "16",    "--heads",   "2",         "--k",      "2",     "--quiet",
+                        "--out", "run",       "--threads", "1"};
+  const Outcome o = run(folder, command);
+  ASSERT_EQ(o.code, 0) << o.err;
+  EXPECT_EQ(o.err, "");
+  const auto json = nlohmann::json::parse(folder.read("run/summary.json"));
+  EXPECT_EQ(json["command"], "sweep");
+  ASSERT_EQ(json["rows"].size(), 9U);
+  for (const auto& row : json["rows"]) {
+    EXPECT_GT(row["fwd_ms"], 0);
+    EXPECT_TRUE(row["fwdbwd_ms"].is_null());
+    EXPECT_TRUE(row["error"].is_null());
+    const double tokens = row["length"].get<double>() * row["batch"].get<double>();
+    EXPECT_NEAR(row["bytes_per_token"], row["peak_memory_bytes"].get<double>() / tokens, 1e-6);
+    EXPECT_EQ(row["alpha"].is_null(), row["arm"] == "dense");
+  }
+  EXPECT_TRUE(json["slope"].contains("dense"));
+  EXPECT_TRUE(json["slope"]["aspa 0.5"]["fwd"].is_number());
+  EXPECT_TRUE(json["crossover"].contains("aspa 1"));
+
+  const Outcome refused = run(folder, {"sweep", "--lengths", "64..32"});
+  EXPECT_EQ(refused.code, 2);
+  EXPECT_EQ(std::count(refused.err.begin(), refused.err.end(), '\n'), 1) << refused.err;
+}
+
 }  // namespace
 }  // namespace proteus

@@ -24,5 +24,7 @@ int run_gates(const Options& options);
 int run_sample(const Options& options);
 /// Trains arms on synthetic recall and scores them.
 int run_recall(const Options& options);
+/// Times one attention layer against the length of its sequence.
+int run_sweep(const Options& options);
 
 }  // namespace proteus

@@ -104,7 +104,21 @@ GatedMlpConfig expert_config(const Options& options, const Arm& arm, std::uint64
   return c;
 }
 
+std::uint64_t layer_seed(std::uint64_t seed, int layer) {
+  return seed + static_cast<std::uint64_t>(layer);
+}
+
 }  // namespace
+
+std::unique_ptr<Attention> make_attention(const Options& options, const Arm& arm,
+                                          const AttentionSite& site, std::uint64_t seed) {
+  if (arm.aspa) {
+    return std::make_unique<AspaAttention>(aspa_config(options, arm, layer_seed(seed, site.layer)),
+                                           site.output_std, site.init, site.generator);
+  }
+  return std::make_unique<DenseAttention>(dense_config(options, arm), site.output_std, site.init,
+                                          site.generator);
+}
 
 std::unique_ptr<Transformer> make_model(const Options& options, const Arm& arm, std::int64_t vocab,
                                         std::uint64_t seed) {
@@ -120,14 +134,8 @@ std::unique_ptr<Transformer> make_model(const Options& options, const Arm& arm, 
   config.recompute = o.recompute;
   config.compute = options.common.dtype == "bf16" ? DType::bf16 : DType::f32;
   config.seed = seed;
-  const auto layer_seed = [seed](int layer) { return seed + static_cast<std::uint64_t>(layer); };
-  const auto attention = [&](const AttentionSite& site) -> std::unique_ptr<Attention> {
-    if (arm.aspa) {
-      return std::make_unique<AspaAttention>(aspa_config(options, arm, layer_seed(site.layer)),
-                                             site.output_std, site.init, site.generator);
-    }
-    return std::make_unique<DenseAttention>(dense_config(options, arm), site.output_std, site.init,
-                                            site.generator);
+  const auto attention = [&](const AttentionSite& site) {
+    return make_attention(options, arm, site, seed);
   };
   if (!arm.aspa || options.aspa.experts == 0) {
     return std::make_unique<Transformer>(config, attention);
@@ -135,7 +143,7 @@ std::unique_ptr<Transformer> make_model(const Options& options, const Arm& arm, 
   return std::make_unique<Transformer>(config, attention, [&](const FeedForwardSite& site) {
     const bool shares = options.aspa.expert_router == "attention";
     return std::make_unique<GatedMlp>(
-        expert_config(options, arm, layer_seed(site.layer)), site.output_std, site.init,
+        expert_config(options, arm, layer_seed(seed, site.layer)), site.output_std, site.init,
         shares ? dynamic_cast<AspaAttention&>(site.attention).gates() : nullptr);
   });
 }

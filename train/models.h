@@ -15,6 +15,10 @@ namespace proteus {
 std::unique_ptr<Transformer> make_model(const Options& options, const Arm& arm, std::int64_t vocab,
                                         std::uint64_t seed);
 
+/// One attention layer of an arm, as make_model puts it at `site`. Throws ConfigError.
+std::unique_ptr<Attention> make_attention(const Options& options, const Arm& arm,
+                                          const AttentionSite& site, std::uint64_t seed);
+
 /// The layer's ASPA attention, or null if it is another.
 AspaAttention* aspa_layer(const Transformer& model, std::int64_t layer);
 

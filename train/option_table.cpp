@@ -210,6 +210,16 @@ Specs other_options() {
       {"vocab", "N", "ids: half keys, half values", Group::recall, PROTEUS_FIELD(recall.vocab)},
       {"stop-at", "X", "stop when two evaluations in a row reach this accuracy; 0 = never",
        Group::recall, PROTEUS_FIELD(recall.stop_at)},
+      {"lengths", "LIST", "lengths T: 128..1048576 doubles, commas between others", Group::sweep,
+       PROTEUS_FIELD(sweep.lengths)},
+      {"alphas", "LIST", "alphas of the ASPA layer, with commas", Group::sweep,
+       PROTEUS_FIELD(sweep.alphas)},
+      {"backward", "", "time forward with backward too", Group::sweep,
+       PROTEUS_FIELD(sweep.backward)},
+      {"repeats", "N", "calls of a point whose median counts, up to two seconds in all",
+       Group::sweep, PROTEUS_FIELD(sweep.repeats)},
+      {"point-seconds", "X", "leave out lengths at which a call would take longer", Group::sweep,
+       PROTEUS_FIELD(sweep.point_seconds)},
       {"model", "ARM", "dense, aspa or another arm of duel", Group::checkpoint,
        PROTEUS_FIELD(checkpoint.model)},
       {"checkpoint", "DIR", "checkpoint folder", Group::checkpoint,
@@ -257,9 +267,9 @@ bool contains(const std::vector<std::string_view>& names, std::string_view name)
 }  // namespace
 
 std::string_view title_of(Group group) {
-  constexpr std::string_view kTitles[] = {"Common",     "Data",     "Model", "ASPA",
-                                          "Training",   "Sampling", "Duel",  "Recall",
-                                          "Checkpoint", "Gates",    "Doctor"};
+  constexpr std::string_view kTitles[] = {"Common",   "Data",       "Model", "ASPA",
+                                          "Training", "Sampling",   "Duel",  "Recall",
+                                          "Sweep",    "Checkpoint", "Gates", "Doctor"};
   return kTitles[static_cast<std::size_t>(group)];
 }
 
@@ -303,6 +313,14 @@ const std::vector<CommandSpec>& command_specs() {
        {common, recall, model, aspa, training},
        {"arms", "seeds"},
        {"context", "epochs"}},
+      {{"sweep", "time and memory of one attention layer against length, dense and ASPA"},
+       "proteus sweep --lengths 128..65536 --alphas 0,0.5,1 --backward",
+       {common, sweep, aspa},
+       {"width", "heads", "head-width", "batch"},
+       {"alpha", "alpha-schedule", "alpha-ramp", "dense-until", "sparse-from", "density",
+        "density-tolerance", "density-every", "gate-every", "gate-merge-above", "gate-clone-above",
+        "most-gates", "experts", "expert-k", "expert-width", "expert-router", "add-heads",
+        "add-heads-at", "head-ramp"}},
       {{"gates", "show the gates of a checkpoint, or operate on them"},
        "proteus gates --checkpoint runs/aspa/checkpoint --edit clone --layer 0 --gate 3",
        {gates},

@@ -22,6 +22,7 @@ enum class Group : std::uint8_t {
   sampling,
   duel,
   recall,
+  sweep,
   checkpoint,
   gates,
   output
@@ -70,6 +71,8 @@ void apply_config(Options& options, std::string_view text, const std::string& so
                   const CommandSpec& command, Levels& levels);
 /// The value of `preset` in TOML text, or an empty string. Throws like parse_options.
 std::string preset_in_config(std::string_view text, const std::string& source);
+/// The preset that a command begins with when none is named.
+std::string_view first_preset(std::string_view command);
 /// Throws ConfigError listing the presets when there is no such one.
 void apply_preset(Options& options, std::string_view preset, Levels& levels);
 /// Texts in one, with `separator` between them.

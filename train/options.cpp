@@ -192,9 +192,9 @@ Options combine(const CommandSpec& command, const CommandLine& line, std::string
   options.command = command.info.name;
   std::string preset = line.value("preset");
   if (preset.empty()) preset = preset_in_config(config, source);
-  if (preset.empty()) preset = "tiny";
+  if (preset.empty()) preset = first_preset(command.info.name);
   Levels levels;
-  apply_preset(options, command.info.name == "recall" ? "mqar" : preset, levels);
+  apply_preset(options, preset, levels);
   apply_config(options, config, source, command, levels);
   for (const OptionSpec* spec : options_of(command)) {
     const auto it = line.values.find(spec->name);
@@ -227,7 +227,7 @@ ParsedOptions parse_options(std::string_view command_name, const std::vector<std
   const CommandSpec& command = command_spec(command_name);
   Options defaults;
   Levels levels;
-  apply_preset(defaults, command_name == "recall" ? "mqar" : "tiny", levels);
+  apply_preset(defaults, first_preset(command_name), levels);
   resolve_heads(defaults.model, levels);
   const CommandLine line = read_command_line(command, options_of(command), defaults, args);
   ParsedOptions parsed;

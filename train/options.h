@@ -144,6 +144,14 @@ struct RecallOptions {
   double stop_at = 0;  ///< accuracy of two evaluations in a row that ends a run; 0 = none
 };
 
+struct SweepOptions {
+  std::string lengths = "128..1048576";  ///< see sweep_lengths
+  std::vector<std::string> alphas = {"0", "0.5", "1"};
+  bool backward = false;
+  std::int64_t repeats = 5;
+  double point_seconds = 30;  ///< a call that would take longer is left out
+};
+
 struct CheckpointOptions {
   std::string model = "aspa";  ///< an arm; see arm_named
   std::string checkpoint;      ///< folder; empty = checkpoint/ in the run folder
@@ -179,6 +187,7 @@ struct Options {
   SamplingOptions sampling;
   DuelOptions duel;
   RecallOptions recall;
+  SweepOptions sweep;
   CheckpointOptions checkpoint;
   GatesOptions gates;
   OutputOptions output;

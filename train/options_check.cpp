@@ -10,6 +10,7 @@
 #include "train/device.h"
 #include "train/options.h"
 #include "train/recall_task.h"
+#include "train/sweep.h"
 
 namespace proteus {
 namespace {
@@ -260,6 +261,15 @@ void check_arms(const DuelOptions& o) {
   check_range("seeds", o.seeds, 1, 10'000);
 }
 
+void check_sweep(const SweepOptions& o) {
+  sweep_lengths(o.lengths);
+  if (sweep_alphas(o.alphas).empty()) {
+    throw ConfigError("--alphas: expected at least one number in [0, 1], got an empty list");
+  }
+  check_range("repeats", o.repeats, 1, 1'000'000);
+  check_not_negative("point-seconds", o.point_seconds);
+}
+
 // A model that sees the future is measured beside others, and never trained to be used.
 void check_causal(const std::string& model) {
   if (!arm_named(model, "--model").leaky) return;
@@ -288,6 +298,7 @@ void validate(const Options& o) {
   check_training(o.training);
   check_sampling(o.sampling);
   check_arms(o.duel);
+  check_sweep(o.sweep);
   check_top_a_arms(o);
   check_causal(o.checkpoint.model);
   if (recall) {

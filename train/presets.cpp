@@ -1,5 +1,5 @@
 // Presets and arms. `tiny` is nanoGPT's CPU configuration, `baby` its character-level one; `mqar`
-// is the configuration of `recall`.
+// is the configuration of `recall`, `layer` that of `sweep`.
 #include <fmt/format.h>
 
 #include "nn/mlp.h"
@@ -88,13 +88,32 @@ void set_mqar(Options& o) {
   o.duel.arms = {"dense", "dense_shift", "aspa", "aspa_no_prototypes"};
 }
 
+void set_layer(Options& o) {
+  o.model.width = 512;
+  o.model.head_width = 64;
+  o.aspa.shared_window = 256;
+  o.aspa.routed_heads = 32;
+  o.aspa.k = 4;
+  o.aspa.window = 256;
+  o.aspa.gates_per_head = 1;
+  o.training.batch = 1;
+}
+
 }  // namespace
+
+std::string_view first_preset(std::string_view command) {
+  if (command == "recall") return "mqar";
+  if (command == "sweep") return "layer";
+  return "tiny";
+}
 
 void apply_preset(Options& options, std::string_view preset, Levels& levels) {
   if (preset == "baby") {
     set_baby(options);
   } else if (preset == "mqar") {
     set_mqar(options);
+  } else if (preset == "layer") {
+    set_layer(options);
   } else if (preset != "tiny") {
     throw ConfigError(fmt::format("--preset: expected tiny or baby, got '{}'", preset));
   }
