@@ -168,9 +168,9 @@ TEST(Options, RefusesUnknownOptions) {
   for (const char* later : {"--per-chunk", "--buffer"}) {
     EXPECT_NE(refusal("duel", {later, "1"}).find("unknown option"), std::string::npos) << later;
   }
-  EXPECT_EQ(
-      refusal("fly", {}),
-      "unknown command 'fly'; expected one of duel, train, eval, sample, recall, sweep, gates, doctor");
+  EXPECT_EQ(refusal("fly", {}),
+            "unknown command 'fly'; expected one of duel, train, eval, sample, recall, sweep, "
+            "gates, doctor");
   EXPECT_NE(refusal("train", {"--steps"}).find("--steps"), std::string::npos);
   EXPECT_NE(refusal("train", {"--steps", "5", "--steps", "6"}).find("--steps"), std::string::npos);
 }
