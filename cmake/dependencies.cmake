@@ -12,8 +12,15 @@ if(PROTEUS_PORTABLE)
   set(PROTEUS_TOML)  # its header alone will do
   set(PROTEUS_FMT fmt::fmt-header-only)
   set(xxHash_NAMES libxxhash.a)
+  set(PCRE2_NAMES libpcre2-8.a)
 endif()
 find_package(xxHash REQUIRED)
+
+find_package(PCRE2 QUIET)
+set(PROTEUS_HAVE_PCRE2 ${PCRE2_FOUND})
+if(NOT PCRE2_FOUND)
+  message(STATUS "PCRE2: not found, left out; no byte-pair encoding (apt: libpcre2-dev)")
+endif()
 
 set(PROTEUS_HAVE_ONEDNN OFF)
 if(PROTEUS_ONEDNN)

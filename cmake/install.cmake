@@ -23,5 +23,6 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/proteusConfigVersion.cmak
                                  COMPATIBILITY SameMinorVersion)
 install(FILES ${PROJECT_BINARY_DIR}/proteusConfig.cmake
               ${PROJECT_BINARY_DIR}/proteusConfigVersion.cmake
+              ${PROJECT_SOURCE_DIR}/cmake/FindPCRE2.cmake
               ${PROJECT_SOURCE_DIR}/cmake/FindxxHash.cmake
         DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/proteus)

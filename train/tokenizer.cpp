@@ -3,9 +3,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 
 #include "tensor/error.h"
+#include "train/mapped_file.h"
 #include "train/utf8.h"
 
 namespace proteus {
@@ -30,7 +32,7 @@ std::string show(char32_t value) {
 }  // namespace
 
 std::string_view name_of(TokenizerKind kind) {
-  return kind == TokenizerKind::chars ? "char" : "byte";
+  return kind == TokenizerKind::chars ? "char" : kind == TokenizerKind::bytes ? "byte" : "bpe";
 }
 
 Tokenizer Tokenizer::bytes() { return {}; }
@@ -61,7 +63,30 @@ Tokenizer Tokenizer::chars_of(std::string_view text, std::string_view source) {
   return tokenizer;
 }
 
+Tokenizer Tokenizer::of(Bpe bpe) {
+  Tokenizer tokenizer;
+  tokenizer.kind_ = TokenizerKind::bpe;
+  tokenizer.bpe_ = std::make_shared<const Bpe>(std::move(bpe));
+  return tokenizer;
+}
+
+Tokenizer Tokenizer::from_path(const std::string& path) {
+  namespace fs = std::filesystem;
+  const auto here = [&](const char* name) { return (fs::path(path) / name).string(); };
+  std::error_code ignored;
+  if (!fs::is_directory(path, ignored)) return from_json(MappedFile(path).view(), path);
+  if (fs::exists(here("tokenizer.json"), ignored)) return from_path(here("tokenizer.json"));
+  if (!fs::exists(here("vocab.json"), ignored)) {
+    throw FileError(fmt::format(
+        "{}: expected a folder with tokenizer.json, or with vocab.json and merges.txt", path));
+  }
+  const MappedFile vocab(here("vocab.json"));
+  const MappedFile merges(here("merges.txt"));
+  return of(Bpe::from_vocab_and_merges(vocab.view(), merges.view(), path));
+}
+
 std::int64_t Tokenizer::vocab() const {
+  if (bpe_) return bpe_->vocab();
   return kind_ == TokenizerKind::bytes ? 256 : static_cast<std::int64_t>(chars_.size());
 }
 
@@ -70,6 +95,10 @@ int Tokenizer::byte_length(std::int32_t id) const {
 }
 
 std::string Tokenizer::encode_into(std::string_view text, std::vector<std::int32_t>& ids) const {
+  if (bpe_) {
+    ids = bpe_->encode(text);
+    return {};
+  }
   ids.reserve(text.size());
   if (kind_ == TokenizerKind::bytes) {
     for (const char c : text) ids.push_back(static_cast<unsigned char>(c));
@@ -120,7 +149,9 @@ std::string Tokenizer::decode(std::span<const std::int32_t> ids) const {
       throw ConfigError(
           fmt::format("decode(ids): expected ids in [0, {}) (= vocab), got {}", vocab(), id));
     }
-    if (kind_ == TokenizerKind::bytes) {
+    if (bpe_) {
+      text += bpe_->bytes_of(id);
+    } else if (kind_ == TokenizerKind::bytes) {
       text += static_cast<char>(id);
     } else {
       append_utf8(text, chars_[static_cast<std::size_t>(id)]);
@@ -130,6 +161,7 @@ std::string Tokenizer::decode(std::span<const std::int32_t> ids) const {
 }
 
 std::string Tokenizer::to_json() const {
+  if (bpe_) return bpe_->to_tokenizer_json();
   nlohmann::ordered_json json{{"kind", name_of(kind_)}};
   if (kind_ == TokenizerKind::chars) {
     std::string text;
@@ -144,6 +176,9 @@ Tokenizer Tokenizer::from_json(std::string_view json, std::string_view source) {
     return FileError(fmt::format("{}: tokenizer: {}", source, what));
   };
   const auto value = nlohmann::json::parse(json, nullptr, false);
+  if (value.is_object() && value.contains("model")) {
+    return of(Bpe::from_tokenizer_json(json, std::string(source)));
+  }
   if (!value.is_object() || !value.contains("kind") || !value["kind"].is_string()) {
     throw fail("expected an object with \"kind\"");
   }

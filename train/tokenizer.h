@@ -1,20 +1,24 @@
 // Tokenizers: text to ids and back. The byte tokenizer has 256 ids and takes anything; the char
 // tokenizer has one id per Unicode code point that occurs in the text it was made from, in
-// ascending order.
+// ascending order; the bpe tokenizer is a byte-level byte-pair encoding (train/bpe.h) and takes
+// anything.
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "train/bpe.h"
+
 namespace proteus {
 
-enum class TokenizerKind : std::uint8_t { chars, bytes };
+enum class TokenizerKind : std::uint8_t { chars, bytes, bpe };
 
-/// "char", "byte".
+/// "char", "byte", "bpe".
 std::string_view name_of(TokenizerKind kind);
 
 class Tokenizer {
@@ -24,10 +28,15 @@ class Tokenizer {
   /// offset of the first byte that is not, and the byte tokenizer as the way out.
   static Tokenizer chars_of(std::string_view text, std::string_view source);
 
+  static Tokenizer of(Bpe bpe);
+  /// A file: tokenizer.json as the field has it, or what to_json writes; or a folder with
+  /// tokenizer.json, or with vocab.json and merges.txt. Throws FileError.
+  static Tokenizer from_path(const std::string& path);
+
   TokenizerKind kind() const { return kind_; }
   /// Number of ids.
   std::int64_t vocab() const;
-  /// UTF-8 bytes of an id's text. Throws ConfigError when the id is not in [0, vocab).
+  /// Bytes of an id's text. Throws ConfigError when the id is not in [0, vocab).
   int byte_length(std::int32_t id) const;
 
   /// Ids of a data file's text. Throws FileError naming `source`, the character and its offset in
@@ -35,16 +44,19 @@ class Tokenizer {
   std::vector<std::int32_t> encode(std::string_view text, std::string_view source) const;
   /// The same for text from an option (a prompt): throws ConfigError naming `option`.
   std::vector<std::int32_t> encode_option(std::string_view text, std::string_view option) const;
-  /// The text of ids. The byte tokenizer's may end in the middle of a character. Throws ConfigError
-  /// when an id is not in [0, vocab).
+  /// The text of ids. That of bytes and of bpe may begin or end in the middle of a character.
+  /// Throws ConfigError when an id is not in [0, vocab).
   std::string decode(std::span<const std::int32_t> ids) const;
 
-  /// {"kind": "char", "chars": "…"} or {"kind": "byte"}.
+  /// {"kind": "char", "chars": "…"}, {"kind": "byte"}, or the field's tokenizer.json.
   std::string to_json() const;
-  /// Throws FileError naming `source` when `json` is not what to_json writes.
+  /// Throws FileError naming `source` when `json` is none of these.
   static Tokenizer from_json(std::string_view json, std::string_view source);
 
-  friend bool operator==(const Tokenizer&, const Tokenizer&) = default;
+  friend bool operator==(const Tokenizer& a, const Tokenizer& b) {
+    const bool same_bpe = a.bpe_ == b.bpe_ || (a.bpe_ && b.bpe_ && *a.bpe_ == *b.bpe_);
+    return a.kind_ == b.kind_ && a.chars_ == b.chars_ && same_bpe;
+  }
 
  private:
   Tokenizer() = default;
@@ -55,6 +67,7 @@ class Tokenizer {
   TokenizerKind kind_ = TokenizerKind::bytes;
   std::vector<char32_t> chars_;          ///< id → code point, ascending
   std::array<std::int32_t, 256> low_{};  ///< code point below 256 → id or −1
+  std::shared_ptr<const Bpe> bpe_;
 };
 
 }  // namespace proteus
