@@ -419,5 +419,34 @@ TEST(Cli, SweepWritesItsRows) {
   EXPECT_EQ(std::count(refused.err.begin(), refused.err.end(), '\n'), 1) << refused.err;
 }
 
+TEST(Cli, DataIsTrainedOnAsTheTextIs) {
+  const TemporaryFolder folder;
+  folder.write("text", some_text(6000));
+  ASSERT_EQ(run(folder, {"data", "--data", "text", "--tokenizer", "byte", "--shard-tokens", "2000",
+                         "--out", "shards", "--quiet"})
+                .code,
+            0);
+  const Args train = joined({"train", "--steps", "3", "--context", "16"}, kSmall);
+  const auto loss = [&](const Args& more) {
+    const Outcome o = run(folder, joined(joined(train, more), {"--out", "run"}));
+    EXPECT_EQ(o.code, 0) << o.err;
+    return nlohmann::json::parse(folder.read("run/summary.json"))["arms"][0];
+  };
+  const auto from_text = loss({"--data", "text", "--tokenizer", "byte"});
+  const auto from_shards = loss({"--data", "shards"});
+  for (const char* key : {"train_loss", "val_loss", "val_bpb"}) {
+    EXPECT_EQ(from_text[key], from_shards[key]) << key;
+  }
+  const Outcome shown = run(folder, {"data", "--data", "shards", "--show", "3"});
+  EXPECT_EQ(shown.code, 0) << shown.err;
+  EXPECT_NE(shown.out.find("train_000002.bin"), std::string::npos) << shown.out;
+  EXPECT_NE(shown.out.find("84 \"T\""), std::string::npos) << shown.out;
+  EXPECT_FALSE(fs::exists(folder.file("runs"))) << "only looked at";
+  fs::remove(folder.file("shards/tokenizer.json"));
+  const Outcome alone = run(folder, {"data", "--data", "shards"});
+  EXPECT_EQ(alone.code, 3);
+  EXPECT_NE(alone.err.find("tokenizer.json"), std::string::npos) << alone.err;
+}
+
 }  // namespace
 }  // namespace proteus

@@ -170,7 +170,7 @@ TEST(Options, RefusesUnknownOptions) {
   }
   EXPECT_EQ(refusal("fly", {}),
             "unknown command 'fly'; expected one of duel, train, eval, sample, recall, sweep, "
-            "gates, doctor");
+            "data, gates, doctor");
   EXPECT_NE(refusal("train", {"--steps"}).find("--steps"), std::string::npos);
   EXPECT_NE(refusal("train", {"--steps", "5", "--steps", "6"}).find("--steps"), std::string::npos);
 }
@@ -244,7 +244,9 @@ TEST(Options, RefusesValuesThatMakeNoSense) {
       {"duel", {"--threads", "-1"}, "--threads: expected at least 0, got -1"},
       {"duel", {"--dtype", "f16"}, "--dtype: expected f32 or bf16, got 'f16'"},
       {"duel", {"--mlp", "relu"}, "--mlp: expected gelu or swiglu, got 'relu'"},
-      {"duel", {"--tokenizer", "word"}, "--tokenizer: expected char or byte, got 'word'"},
+      {"duel",
+       {"--tokenizer", "word"},
+       "--tokenizer: expected char, byte, bpe or the path of a tokenizer, got 'word'"},
       {"duel", {"--preset", "huge"}, "--preset: expected tiny or baby, got 'huge'"},
       {"duel", {"--device", "gpu"}, "--device: expected cpu, cuda or cuda:N, got 'gpu'"},
       {"duel", {"--device", "cuda:x"}, "--device: expected cpu, cuda or cuda:N, got 'cuda:x'"},

@@ -17,6 +17,10 @@ namespace {
 /// that is too long.
 constexpr std::int64_t kSmallestUsualContext = 64;
 
+std::int64_t train_share(std::int64_t tokens) {
+  return tokens / 10 * 9 + tokens % 10 * 9 / 10;  // ⌊0.9·n⌋ without overflow
+}
+
 /// Keeps random batches apart from other users of the same seed.
 constexpr std::uint64_t kBatchSalt = 0x6261'7463'6865'7301;
 
@@ -51,13 +55,7 @@ Dataset Dataset::from_text(std::string_view text, const Tokenizer& tokenizer,
   dataset.source_ = source;
   dataset.bytes_ = static_cast<std::int64_t>(text.size());
   std::vector<std::int32_t> ids = tokenizer.encode(text, source);
-  const auto n = static_cast<std::int64_t>(ids.size());
-  dataset.train_tokens_ = n / 10 * 9 + n % 10 * 9 / 10;  // ⌊0.9·n⌋ without overflow
-  for (std::int64_t i = 0; i < dataset.train_tokens_; ++i) {
-    dataset.train_bytes_ += tokenizer.kind() == TokenizerKind::bytes
-                                ? 1
-                                : tokenizer.byte_length(ids[static_cast<std::size_t>(i)]);
-  }
+  dataset.train_tokens_ = train_share(static_cast<std::int64_t>(ids.size()));
   if (tokenizer.vocab() <= std::numeric_limits<std::uint16_t>::max() + 1) {
     dataset.ids_ = std::vector<std::uint16_t>(ids.begin(), ids.end());
   } else {
@@ -66,7 +64,31 @@ Dataset Dataset::from_text(std::string_view text, const Tokenizer& tokenizer,
   return dataset;
 }
 
+Dataset Dataset::from_shards(const std::string& path, const Tokenizer& tokenizer) {
+  std::vector<Shard> train, validation;
+  for (const std::string& file : shard_paths(path)) {
+    (is_validation_shard(file) ? validation : train).emplace_back(file);
+  }
+  if (train.empty()) {
+    throw FileError(
+        fmt::format("{}: every shard is for validation; expected some to train on", path));
+  }
+  Dataset dataset(tokenizer);
+  dataset.source_ = path;
+  for (const Shard& shard : train) dataset.train_tokens_ += shard.tokens();
+  if (validation.empty()) dataset.train_tokens_ = train_share(dataset.train_tokens_);
+  train.insert(train.end(), validation.begin(), validation.end());
+  for (const Shard& shard : train) dataset.bytes_ += shard.tokens() * shard.bytes_per_id();
+  dataset.ids_ = std::move(train);
+  return dataset;
+}
+
 std::int64_t Dataset::tokens() const {
+  if (const auto* shards = std::get_if<std::vector<Shard>>(&ids_)) {
+    std::int64_t tokens = 0;
+    for (const Shard& shard : *shards) tokens += shard.tokens();
+    return tokens;
+  }
   return std::visit([](const auto& ids) { return static_cast<std::int64_t>(ids.size()); }, ids_);
 }
 
@@ -81,10 +103,21 @@ std::int64_t Dataset::begin_of(Split split) const {
 double Dataset::bytes_per_target(Split split) const {
   const std::int64_t n = tokens(split);
   if (n < 2) return 0;
-  std::int32_t first = 0;  // the first token of a part is never a target
-  copy_ids(begin_of(split), 1, &first);
-  const std::int64_t text = split == Split::train ? train_bytes_ : bytes_ - train_bytes_;
-  return static_cast<double>(text - tokenizer_.byte_length(first)) / static_cast<double>(n - 1);
+  std::vector<std::int64_t> lengths(static_cast<std::size_t>(tokenizer_.vocab()));
+  for (std::size_t id = 0; id < lengths.size(); ++id) {
+    lengths[id] = tokenizer_.byte_length(static_cast<std::int32_t>(id));
+  }
+  constexpr std::int64_t kBlock = 65536;
+  std::vector<std::int32_t> ids(kBlock);
+  std::int64_t bytes = 0;
+  for (std::int64_t at = 1; at < n; at += kBlock) {  // the first token of a part is never a target
+    const std::int64_t count = std::min(kBlock, n - at);
+    copy_ids(begin_of(split) + at, count, ids.data());
+    for (std::int64_t i = 0; i < count; ++i) {
+      bytes += lengths[static_cast<std::size_t>(ids[static_cast<std::size_t>(i)])];
+    }
+  }
+  return static_cast<double>(bytes) / static_cast<double>(n - 1);
 }
 
 void Dataset::check_context(std::int64_t context) const {
@@ -107,7 +140,27 @@ void Dataset::check_context(std::int64_t context) const {
 }
 
 void Dataset::copy_ids(std::int64_t first, std::int64_t n, std::int32_t* out) const {
-  std::visit([&](const auto& ids) { std::copy_n(ids.begin() + first, n, out); }, ids_);
+  const auto* shards = std::get_if<std::vector<Shard>>(&ids_);
+  if (!shards) {
+    std::visit(
+        [&](const auto& ids) {
+          if constexpr (!std::is_same_v<std::decay_t<decltype(ids)>, std::vector<Shard>>) {
+            std::copy_n(ids.begin() + first, n, out);
+          }
+        },
+        ids_);
+    return;
+  }
+  for (const Shard& shard : *shards) {
+    const std::int64_t here = std::min(n, shard.tokens() - first);
+    if (here > 0) {
+      shard.copy(first, here, tokenizer_.vocab(), out);
+      out += here;
+      n -= here;
+    }
+    if (n == 0) return;
+    first = std::max<std::int64_t>(0, first - shard.tokens());
+  }
 }
 
 Batch Dataset::random_batch(std::uint64_t seed, std::uint64_t step, std::int64_t rows,

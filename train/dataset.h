@@ -1,6 +1,7 @@
 // A text as token ids, split once and for all: the first 90% of the tokens are for training, the
-// last 10% for validation. The file is memory-mapped and encoded when it is opened; ids are kept in
-// two bytes where the vocabulary allows, in four otherwise.
+// last 10% for validation. A text is memory-mapped and encoded when it is opened; ids are kept in
+// two bytes where the vocabulary allows, in four otherwise. Shards (train/shard.h) stay where they
+// are.
 #pragma once
 
 #include <cstdint>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "train/batch.h"
+#include "train/shard.h"
 #include "train/tokenizer.h"
 
 namespace proteus {
@@ -32,12 +34,20 @@ class Dataset {
   static Dataset from_text(std::string_view text, const Tokenizer& tokenizer,
                            const std::string& source);
 
+  /// Shards, with the tokenizer that made their ids: those whose names say so are the validation
+  /// part, without any the last 10% are. Throws FileError.
+  static Dataset from_shards(const std::string& path, const Tokenizer& tokenizer);
+
   const Tokenizer& tokenizer() const { return tokenizer_; }
   const std::string& source() const { return source_; }
-  /// Size of the text in bytes.
+  /// Size of the text, or of the shards' ids, in bytes.
   std::int64_t bytes() const { return bytes_; }
   std::int64_t tokens() const;
   std::int64_t tokens(Split split) const;
+  /// ids[first, first + n) to `out`, training part first. Throws FileError for ids of shards that
+  /// the tokenizer does not know.
+  void copy_ids(std::int64_t first, std::int64_t n, std::int32_t* out) const;
+  std::int64_t begin_of(Split split) const;
   /// Bytes of text per target of a part: bits per byte = loss / (ln 2 · bytes_per_target).
   double bytes_per_target(Split split) const;
 
@@ -59,16 +69,12 @@ class Dataset {
 
  private:
   explicit Dataset(Tokenizer tokenizer) : tokenizer_(std::move(tokenizer)) {}
-  std::int64_t begin_of(Split split) const;
-  /// ids[first, first + n) to `out`.
-  void copy_ids(std::int64_t first, std::int64_t n, std::int32_t* out) const;
 
   Tokenizer tokenizer_;
   std::string source_;
   std::int64_t bytes_ = 0;
   std::int64_t train_tokens_ = 0;
-  std::int64_t train_bytes_ = 0;  ///< text of the training part
-  std::variant<std::vector<std::uint16_t>, std::vector<std::int32_t>> ids_;
+  std::variant<std::vector<std::uint16_t>, std::vector<std::int32_t>, std::vector<Shard>> ids_;
 };
 
 }  // namespace proteus

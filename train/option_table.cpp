@@ -31,9 +31,14 @@ Specs common_options() {
 Specs data_options() {
   constexpr Group g = Group::data;
   return {
-      {"data", "FILE", "text to learn; without it, a built-in text made by code", g,
+      {"data", "FILE", "text, .bin file or folder of .bin files; default: a built-in text", g,
        PROTEUS_FIELD(data.file)},
-      {"tokenizer", "KIND", "char (Unicode characters) or byte", g, PROTEUS_FIELD(data.tokenizer)},
+      {"tokenizer", "KIND", "char (Unicode characters), byte, bpe (learned), or the path of one", g,
+       PROTEUS_FIELD(data.tokenizer)},
+      {"vocab-size", "N", "ids that --tokenizer bpe learns", g, PROTEUS_FIELD(data.vocab_size)},
+      {"shard-tokens", "N", "most tokens of a file", Group::shards,
+       PROTEUS_FIELD(data.shard_tokens)},
+      {"show", "N", "first tokens to show", Group::shards, PROTEUS_FIELD(data.show)},
   };
 }
 
@@ -267,9 +272,9 @@ bool contains(const std::vector<std::string_view>& names, std::string_view name)
 }  // namespace
 
 std::string_view title_of(Group group) {
-  constexpr std::string_view kTitles[] = {"Common",   "Data",       "Model", "ASPA",
-                                          "Training", "Sampling",   "Duel",  "Recall",
-                                          "Sweep",    "Checkpoint", "Gates", "Doctor"};
+  constexpr std::string_view kTitles[] = {"Common",     "Data",     "Shards", "Model",  "ASPA",
+                                          "Training",   "Sampling", "Duel",   "Recall", "Sweep",
+                                          "Checkpoint", "Gates",    "Doctor"};
   return kTitles[static_cast<std::size_t>(group)];
 }
 
@@ -302,7 +307,7 @@ const std::vector<CommandSpec>& command_specs() {
        "proteus eval --checkpoint runs/aspa/checkpoint --data shakespeare.txt",
        {common, data},
        {"checkpoint", "batch", "eval-batches", "alpha"},
-       {"tokenizer"}},
+       {"tokenizer", "vocab-size"}},
       {{"sample", "write text with a checkpoint"},
        "proteus sample --checkpoint runs/aspa/checkpoint --prompt \"ROMEO:\" --temperature 0.8",
        {common, sampling},
@@ -321,6 +326,11 @@ const std::vector<CommandSpec>& command_specs() {
         "density-tolerance", "density-every", "gate-every", "gate-merge-above", "gate-clone-above",
         "most-gates", "experts", "expert-k", "expert-width", "expert-router", "add-heads",
         "add-heads-at", "head-ramp"}},
+      {{"data", "turn text into files of token ids, or show such files"},
+       "proteus data --data shakespeare.txt --tokenizer bpe --vocab-size 1024 --out data/bpe",
+       {common, data, shards},
+       {},
+       {"dtype"}},
       {{"gates", "show the gates of a checkpoint, or operate on them"},
        "proteus gates --checkpoint runs/aspa/checkpoint --edit clone --layer 0 --gate 3",
        {gates},

@@ -16,6 +16,7 @@ namespace proteus::detail {
 enum class Group : std::uint8_t {
   common,
   data,
+  shards,
   model,
   aspa,
   training,

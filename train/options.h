@@ -25,8 +25,11 @@ struct CommonOptions {
 };
 
 struct DataOptions {
-  std::string file;  ///< empty = the built-in text (train/corpus.h)
-  std::string tokenizer = "char";
+  std::string file;                ///< empty = the built-in text (train/corpus.h)
+  std::string tokenizer = "char";  ///< char, byte, bpe, or a path (Tokenizer::from_path)
+  std::int64_t vocab_size = 1024;  ///< of bpe
+  std::int64_t shard_tokens = 100'000'000;
+  std::int64_t show = 32;
 };
 
 struct ModelOptions {

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <initializer_list>
 #include <limits>
 
@@ -61,6 +62,18 @@ void check_common(const CommonOptions& o) {
   check_range("threads", o.threads, 0, 4096);
   check_range("seed", o.seed, 0, std::numeric_limits<std::int64_t>::max());
   check_one_of("dtype", o.dtype, {"f32", "bf16"});
+}
+
+void check_data(const DataOptions& o) {
+  std::error_code ignored;
+  const bool made = o.tokenizer == "char" || o.tokenizer == "byte" || o.tokenizer == "bpe";
+  if (!made && !std::filesystem::exists(o.tokenizer, ignored)) {
+    throw ConfigError(fmt::format(
+        "--tokenizer: expected char, byte, bpe or the path of a tokenizer, got '{}'", o.tokenizer));
+  }
+  check_range("vocab-size", o.vocab_size, 256, 1 << 24);
+  check_range("shard-tokens", o.shard_tokens, 1, std::numeric_limits<std::int32_t>::max());
+  check_range("show", o.show, 0, kMostCount);
 }
 
 void check_model(const ModelOptions& o) {
@@ -291,7 +304,7 @@ SamplerConfig sampler_config(const SamplingOptions& o) {
 void validate(const Options& o) {
   const bool recall = o.command == "recall";
   check_common(o.common);
-  check_one_of("tokenizer", o.data.tokenizer, {"char", "byte"});
+  check_data(o.data);
   check_model(o.model);
   check_aspa(o.aspa, o.model.head_width);
   check_experts(o.aspa, o.model);

@@ -9,6 +9,7 @@
 #include "tensor/parallel.h"
 #include "train/corpus.h"
 #include "train/device.h"
+#include "train/mapped_file.h"
 
 namespace proteus {
 namespace {
@@ -22,20 +23,49 @@ void say_built_in(const Options& options) {
       "Shakespeare.\n");
 }
 
+// A tokenizer of the wanted kind made from a text.
+Tokenizer tokenizer_of(const DataOptions& options, std::string_view text,
+                       const std::string& source) {
+  if (options.tokenizer == "byte") return Tokenizer::bytes();
+  if (options.tokenizer == "bpe") return Tokenizer::of(Bpe::train(text, options.vocab_size));
+  return Tokenizer::chars_of(text, source);
+}
+
 }  // namespace
 
 Dataset open_dataset(const Options& options) {
-  const TokenizerKind kind =
-      options.data.tokenizer == "byte" ? TokenizerKind::bytes : TokenizerKind::chars;
-  if (!options.data.file.empty()) return Dataset::from_file(options.data.file, kind);
+  const std::string& kind = options.data.tokenizer;
+  const std::string& file = options.data.file;
+  const bool named = kind != "char" && kind != "byte" && kind != "bpe";
+  if (named) return open_dataset(options, Tokenizer::from_path(kind));
+  if (!file.empty() && is_shard_path(file)) {
+    const std::string beside = tokenizer_beside(file);
+    if (beside.empty()) {
+      throw FileError(fmt::format(
+          "{}: expected the ids' tokenizer.json beside the shards, or --tokenizer PATH", file));
+    }
+    return Dataset::from_shards(file, Tokenizer::from_path(beside));
+  }
+  const auto make = [&](std::string_view text, const std::string& source) {
+    return Dataset::from_text(text, tokenizer_of(options.data, text, source), source);
+  };
+  if (!file.empty()) return make(MappedFile(file).view(), file);
   say_built_in(options);
-  return Dataset::from_text(synthetic_corpus(), kind, kBuiltIn);
+  return make(synthetic_corpus(), kBuiltIn);
 }
 
 Dataset open_dataset(const Options& options, const Tokenizer& tokenizer) {
-  if (!options.data.file.empty()) return Dataset::from_file(options.data.file, tokenizer);
-  say_built_in(options);
-  return Dataset::from_text(synthetic_corpus(), tokenizer, kBuiltIn);
+  const std::string& file = options.data.file;
+  if (file.empty()) {
+    say_built_in(options);
+    return Dataset::from_text(synthetic_corpus(), tokenizer, kBuiltIn);
+  }
+  if (!is_shard_path(file)) return Dataset::from_file(file, tokenizer);
+  const std::string beside = tokenizer_beside(file);
+  if (!beside.empty() && !(Tokenizer::from_path(beside) == tokenizer)) {
+    throw FileError(fmt::format("{}: the shards beside it were made by another tokenizer", beside));
+  }
+  return Dataset::from_shards(file, tokenizer);
 }
 
 Options resolved_for(const Options& options, std::int64_t train_tokens) {

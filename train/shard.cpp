@@ -1,0 +1,135 @@
+#include "train/shard.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <filesystem>
+
+#include "tensor/error.h"
+#include "train/report.h"
+
+namespace proteus {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::int64_t kHeaderBytes = 1024;
+constexpr std::int32_t kMagic16 = 20240520;
+constexpr std::int32_t kVersion16 = 1;
+constexpr std::int32_t kMagic32 = 20240801;
+constexpr std::int32_t kVersion32 = 7;
+constexpr std::int64_t kMost16 = 1 << 16;
+
+std::int32_t word(std::string_view bytes, std::size_t i) {
+  std::int32_t value = 0;
+  std::memcpy(&value, bytes.data() + 4 * i, 4);
+  return value;
+}
+
+}  // namespace
+
+Shard::Shard(const std::string& path)
+    : path_(path), file_(std::make_shared<const MappedFile>(path)) {
+  const std::string_view bytes = file_->view();
+  const auto size = static_cast<std::int64_t>(bytes.size());
+  const auto fail = [&](const std::string& what) {
+    throw FileError(fmt::format("{}: {}", path, what));
+  };
+  ids_ = bytes.data();
+  const std::int32_t magic = size >= 4 ? word(bytes, 0) : 0;
+  if (magic != kMagic16 && magic != kMagic32) {
+    if (size == 0 || size % 2 != 0) {
+      fail(fmt::format("expected u16 ids, or a header and ids, got {} bytes", size));
+    }
+    tokens_ = size / 2;
+    return;
+  }
+  wide_ = magic == kMagic32;
+  if (size < kHeaderBytes) fail(fmt::format("the header is cut off at {} bytes", size));
+  const std::int32_t version = word(bytes, 1);
+  const std::int32_t expected = wide_ ? kVersion32 : kVersion16;
+  if (version != expected) {
+    fail(fmt::format("version {}, expected {}", version, expected));
+  }
+  tokens_ = word(bytes, 2);
+  if (tokens_ < 0 || size != kHeaderBytes + tokens_ * bytes_per_id()) {
+    fail(fmt::format("the header says {} ids of {} bytes, the file has {} bytes of them", tokens_,
+                     bytes_per_id(), size - kHeaderBytes));
+  }
+  ids_ += kHeaderBytes;
+}
+
+void Shard::copy(std::int64_t first, std::int64_t n, std::int64_t vocab, std::int32_t* out) const {
+  if (wide_) {
+    std::memcpy(out, ids_ + 4 * first, static_cast<std::size_t>(4 * n));
+  } else {
+    for (std::int64_t i = 0; i < n; ++i) {
+      std::uint16_t id = 0;
+      std::memcpy(&id, ids_ + 2 * (first + i), 2);
+      out[i] = id;
+    }
+  }
+  for (std::int64_t i = 0; i < n; ++i) {
+    if (out[i] >= 0 && out[i] < vocab) continue;
+    throw FileError(
+        fmt::format("{}: token {} is id {}, expected one in [0, {}) (= the tokenizer's vocab); are "
+                    "these ids of "
+                    "another tokenizer?",
+                    path_, first + i, static_cast<std::uint32_t>(out[i]), vocab));
+  }
+}
+
+std::vector<std::string> shard_paths(const std::string& path) {
+  std::error_code error;
+  if (!fs::is_directory(path, error)) return {path};
+  std::vector<std::string> paths;
+  for (const auto& entry : fs::directory_iterator(path, error)) {
+    if (entry.path().extension() == ".bin") paths.push_back(entry.path().string());
+  }
+  if (error) throw FileError(fmt::format("{}: cannot read: {}", path, error.message()));
+  if (paths.empty()) {
+    throw FileError(
+        fmt::format("{}: is a directory without .bin files; expected a text, or shards", path));
+  }
+  std::sort(paths.begin(), paths.end());
+  return paths;
+}
+
+bool is_shard_path(const std::string& path) {
+  std::error_code ignored;
+  return fs::is_directory(path, ignored) || fs::path(path).extension() == ".bin";
+}
+
+bool is_validation_shard(const std::string& path) {
+  return fs::path(path).stem().string().find("val") != std::string::npos;
+}
+
+std::string tokenizer_beside(const std::string& path) {
+  std::error_code ignored;
+  const fs::path folder =
+      fs::is_directory(path, ignored) ? fs::path(path) : fs::path(path).parent_path();
+  const fs::path file = folder / "tokenizer.json";
+  return fs::exists(file, ignored) ? file.string() : std::string();
+}
+
+void write_shard(const std::string& path, std::span<const std::int32_t> ids, std::int64_t vocab) {
+  const bool wide = vocab > kMost16;
+  std::array<std::int32_t, kHeaderBytes / 4> header{};
+  header[0] = wide ? kMagic32 : kMagic16;
+  header[1] = wide ? kVersion32 : kVersion16;
+  header[2] = static_cast<std::int32_t>(ids.size());
+  std::string bytes(reinterpret_cast<const char*>(header.data()), kHeaderBytes);
+  if (wide) {
+    bytes.append(reinterpret_cast<const char*>(ids.data()), ids.size_bytes());
+  } else {
+    for (const std::int32_t id : ids) {
+      const auto narrow = static_cast<std::uint16_t>(id);
+      bytes.append(reinterpret_cast<const char*>(&narrow), 2);
+    }
+  }
+  write_file_atomically(path, bytes);
+}
+
+}  // namespace proteus
