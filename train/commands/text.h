@@ -7,8 +7,8 @@
 
 namespace proteus {
 
-/// The data file or shards, or the built-in text (saying so unless quiet), with the tokenizer that the
-/// options ask for.
+/// The data file or shards, or the built-in text (saying so unless quiet), with the tokenizer that
+/// the options ask for.
 Dataset open_dataset(const Options& options);
 /// The same with a checkpoint's tokenizer.
 Dataset open_dataset(const Options& options, const Tokenizer& tokenizer);
