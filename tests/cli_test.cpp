@@ -448,5 +448,36 @@ TEST(Cli, DataIsTrainedOnAsTheTextIs) {
   EXPECT_NE(alone.err.find("tokenizer.json"), std::string::npos) << alone.err;
 }
 
+TEST(Cli, ADenseModelIsConvertedAndTrainedOn) {
+  const TemporaryFolder folder;
+  folder.write("text", some_text(6000));
+  const Args train = joined({"train", "--model", "dense", "--steps", "5", "--context", "16",
+                             "--heads", "4", "--data", "text", "--out", "dense"},
+                            kSmall);
+  ASSERT_EQ(run(folder, train).code, 0);
+  const Outcome made = run(folder, {"convert", "--checkpoint", "dense/checkpoint", "--save", "aspa",
+                                    "--alpha-schedule", "ramp", "--alpha-ramp", "4"});
+  ASSERT_EQ(made.code, 0) << made.err;
+  const auto loss = [&](const char* checkpoint, const Args& more) {
+    const Outcome o =
+        run(folder,
+            joined({"eval", "--checkpoint", checkpoint, "--data", "text", "--out", "e", "--quiet"},
+                   more));
+    EXPECT_EQ(o.code, 0) << o.err;
+    return nlohmann::json::parse(folder.read("e/summary.json"))["val_loss"].get<double>();
+  };
+  EXPECT_NEAR(loss("aspa", {"--alpha", "0"}), loss("dense/checkpoint", {}), 1e-5);
+  EXPECT_NE(loss("aspa", {"--alpha", "1"}), loss("dense/checkpoint", {}));
+  const Outcome on = run(folder, {"train", "--resume", "--checkpoint", "aspa", "--data", "text",
+                                  "--steps", "8", "--out", "on", "--quiet"});
+  EXPECT_EQ(on.code, 0) << on.err;
+  EXPECT_EQ(nlohmann::json::parse(folder.read("on/summary.json"))["arms"][0]["steps"], 8);
+  const Outcome twice = run(folder, {"convert", "--checkpoint", "aspa", "--save", "again"});
+  EXPECT_EQ(twice.code, 2);
+  EXPECT_NE(twice.err.find("expected a dense"), std::string::npos) << twice.err;
+  EXPECT_EQ(run(folder, {"convert", "--checkpoint", "dense/checkpoint"}).code, 2);
+  EXPECT_EQ(run(folder, {"convert", "--checkpoint", "nowhere", "--save", "x"}).code, 3);
+}
+
 }  // namespace
 }  // namespace proteus

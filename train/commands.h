@@ -24,6 +24,8 @@ int run_gates(const Options& options);
 int run_sample(const Options& options);
 /// Trains arms on synthetic recall and scores them.
 int run_recall(const Options& options);
+/// A dense checkpoint as an ASPA one.
+int run_convert(const Options& options);
 /// Turns text into shards of token ids, or shows shards.
 int run_data(const Options& options);
 /// Times one attention layer against the length of its sequence.

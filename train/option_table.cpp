@@ -326,6 +326,12 @@ const std::vector<CommandSpec>& command_specs() {
         "density-tolerance", "density-every", "gate-every", "gate-merge-above", "gate-clone-above",
         "most-gates", "experts", "expert-k", "expert-width", "expert-router", "add-heads",
         "add-heads-at", "head-ramp"}},
+      {{"convert", "a dense checkpoint as an ASPA one, the same function at alpha 0"},
+       "proteus convert --checkpoint runs/dense/checkpoint --save runs/aspa/checkpoint "
+       "--alpha-schedule ramp",
+       {common, aspa},
+       {"checkpoint", "save", "context"},
+       {"experts", "expert-k", "expert-width", "expert-router"}},
       {{"data", "turn text into files of token ids, or show such files"},
        "proteus data --data shakespeare.txt --tokenizer bpe --vocab-size 1024 --out data/bpe",
        {common, data, shards},

@@ -325,7 +325,8 @@ void validate(const Options& o) {
   }
   check_not_negative("noise", o.gates.noise);
   check_not_negative("most-usage", o.gates.most_usage);
-  if ((o.command == "eval" || o.command == "sample" || o.command == "gates") &&
+  if ((o.command == "eval" || o.command == "sample" || o.command == "gates" ||
+       o.command == "convert") &&
       o.checkpoint.checkpoint.empty()) {
     throw ConfigError(
         "--checkpoint: expected the folder of a trained model, got nothing; proteus train makes "
