@@ -15,6 +15,7 @@
 #include "tensor/error.h"
 #include "tests/error_text.h"
 #include "tests/temporary_folder.h"
+#include "train/file_ops.h"
 #include "train/memory.h"
 #include "train/signals.h"
 

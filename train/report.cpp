@@ -1,21 +1,18 @@
 #include "train/report.h"
 
-#include <fcntl.h>
 #include <fmt/chrono.h>
 #include <fmt/format.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <cmath>
-#include <cstring>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
 #include "tensor/error.h"
+#include "train/file_ops.h"
 #include "train/utf8.h"
 
 namespace proteus {
@@ -23,26 +20,6 @@ namespace {
 
 namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
-
-[[noreturn]] void throw_write_error(const std::string& path, int error) {
-  const std::string message = fmt::format("{}: cannot write: {}", path, std::strerror(error));
-  if (error == ENOSPC || error == EDQUOT) throw OutOfMemory(message + "; free some disk space");
-  throw FileError(message + "; choose another --out");
-}
-
-void write_all(int fd, std::string_view text, const std::string& path) {
-  while (!text.empty()) {
-    const ssize_t n = ::write(fd, text.data(), text.size());
-    if (n < 0) {
-      if (errno == EINTR) continue;
-      const int error = errno;
-      ::close(fd);
-      ::unlink(path.c_str());
-      throw_write_error(path, error);
-    }
-    text.remove_prefix(static_cast<std::size_t>(n));
-  }
-}
 
 std::string default_folder(const std::string& command) {
   const std::string base =
@@ -81,21 +58,6 @@ std::string json_text(const Json& json) {
   return json.dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
-void write_file_atomically(const std::string& path, std::string_view text) {
-  const std::string temporary = path + ".tmp";
-  const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (fd < 0) throw_write_error(path, errno);
-  write_all(fd, text, temporary);
-  const bool synced = ::fsync(fd) == 0 || errno == EINVAL;  // some file systems cannot sync
-  const int error = errno;
-  ::close(fd);
-  if (!synced || ::rename(temporary.c_str(), path.c_str()) != 0) {
-    const int reason = synced ? errno : error;
-    ::unlink(temporary.c_str());
-    throw_write_error(path, reason);
-  }
-}
-
 RunFolder::RunFolder(const Options& options, std::int64_t resumed_step)
     : path_(options.common.out.empty() ? default_folder(options.command) : options.common.out) {
   std::error_code error;
@@ -111,7 +73,7 @@ RunFolder::RunFolder(const Options& options, std::int64_t resumed_step)
   write_file_atomically(file("config.toml"), config_text(options));
   if (!resumed) fs::remove(file("summary.json"), error);
   metrics_ = std::fopen(metrics.c_str(), "ae");
-  if (!metrics_) throw_write_error(metrics, errno);
+  if (!metrics_) throw_file_error(metrics, "cannot write", errno);
 }
 
 RunFolder::~RunFolder() {
@@ -126,7 +88,7 @@ void RunFolder::log(const Json& line) {
   const std::string text = json_text(line) + "\n";
   if (std::fwrite(text.data(), 1, text.size(), metrics_) != text.size() ||
       std::fflush(metrics_) != 0) {
-    throw_write_error(file("metrics.jsonl"), errno);
+    throw_file_error(file("metrics.jsonl"), "cannot write", errno);
   }
 }
 

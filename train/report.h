@@ -17,10 +17,6 @@ namespace proteus {
 /// JSON text in one line; NaN and infinity become null, bytes that are not UTF-8 become U+FFFD.
 std::string json_text(const nlohmann::ordered_json& json);
 
-/// Writes a whole file by way of a temporary one beside it, synced and renamed: readers see the old
-/// file or the new one. Throws FileError, OutOfMemory when the disk is full.
-void write_file_atomically(const std::string& path, std::string_view text);
-
 /// The folder of one run.
 class RunFolder {
  public:
