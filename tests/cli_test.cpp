@@ -1,80 +1,28 @@
 // The program as others script it: exit codes, one line on stderr, nothing half-written, and a run
 // that is stopped and resumed.
-#include <fcntl.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
-#include <csignal>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <thread>
 
+#include "tests/program.h"
 #include "tests/temporary_folder.h"
 
 namespace proteus {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::Args;
+using testing::joined;
+using testing::Outcome;
+using testing::Program;
+using testing::run;
+using testing::some_text;
 using testing::TemporaryFolder;
-using Args = std::vector<std::string>;
-
-struct Outcome {
-  int code = -1;  ///< the exit code, or 128 + the signal that ended it
-  std::string out;
-  std::string err;
-};
-
-/// The program, started in `folder` with its output in files there.
-class Program {
- public:
-  Program(const TemporaryFolder& folder, Args args) : folder_(folder) {
-    args.insert(args.begin(), PROTEUS_PROGRAM);
-    std::vector<char*> argv;
-    for (std::string& arg : args) argv.push_back(arg.data());
-    argv.push_back(nullptr);
-    const std::string out = folder.file("stdout");
-    const std::string err = folder.file("stderr");
-    pid_ = ::fork();
-    if (pid_ != 0) return;
-    const int flags = O_WRONLY | O_CREAT | O_TRUNC;
-    ::dup2(::open(out.c_str(), flags, 0600), 1);
-    ::dup2(::open(err.c_str(), flags, 0600), 2);
-    if (::chdir(folder.path().c_str()) == 0) ::execv(argv[0], argv.data());
-    ::_exit(127);
-  }
-
-  void interrupt() const { ::kill(pid_, SIGINT); }
-
-  Outcome wait() const {
-    int status = 0;
-    ::waitpid(pid_, &status, 0);
-    return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status),
-            folder_.read("stdout"), folder_.read("stderr")};
-  }
-
- private:
-  const TemporaryFolder& folder_;
-  pid_t pid_ = -1;
-};
-
-Outcome run(const TemporaryFolder& folder, const Args& args) {
-  return Program(folder, args).wait();
-}
-
-Args joined(Args args, const Args& more) {
-  args.insert(args.end(), more.begin(), more.end());
-  return args;
-}
-
-std::string some_text(std::size_t bytes) {
-  std::string text;
-  while (text.size() < bytes) text += "To be, or not to be: that is the question.\n";
-  return text;
-}
 
 // A model that trains in no time.
 const Args kSmall = {"--layers", "1", "--width", "32", "--batch", "2", "--threads", "1", "--quiet"};

@@ -20,6 +20,8 @@ int run_train(const Options& options);
 int run_eval(const Options& options);
 /// Shows the gates of a checkpoint, or operates on them.
 int run_gates(const Options& options);
+/// Lists a checkpoint, a tensor file or a text without loading it.
+int run_inspect(const Options& options);
 /// Text from a checkpoint.
 int run_sample(const Options& options);
 /// Trains arms on synthetic recall and scores them.

@@ -2,6 +2,7 @@
 // the timeline of what was done.
 #pragma once
 
+#include <memory>
 #include <nlohmann/json_fwd.hpp>
 #include <string>
 #include <vector>
@@ -22,6 +23,11 @@ EditHook optimizer_hook(Optimizer& optimizer, const GatedPart& part);
 /// restore_module() for models whose gated parts may have other numbers of gates and heads than
 /// `model` was made with: takes the checkpoint's. Throws FileError naming `source`.
 void restore_model(Transformer& model, const NamedTensors& tensors, const std::string& source);
+
+/// The model of a checkpoint: made as `saved` says, with the values of `tensors`. Throws FileError
+/// naming `source` when they do not fit, before memory is taken for a model much larger than they.
+std::unique_ptr<Transformer> saved_model(const SavedModel& saved, const NamedTensors& tensors,
+                                         const std::string& source);
 
 /// One line of the timeline.
 struct GateEvent {

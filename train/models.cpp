@@ -1,11 +1,15 @@
 #include "train/models.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
+#include <limits>
 #include <nlohmann/json.hpp>
 
 #include "aspa/slider.h"
 #include "autograd/tape.h"
 #include "tensor/error.h"
+#include "train/json_file.h"
 
 namespace proteus {
 namespace {
@@ -148,6 +152,28 @@ std::unique_ptr<Transformer> make_model(const Options& options, const Arm& arm, 
   });
 }
 
+double parameters_about(const Options& options, const Arm& arm, std::int64_t vocab) {
+  const auto real = [](std::int64_t n) { return static_cast<double>(n); };
+  const ModelOptions& m = options.model;
+  const double C = real(m.width);
+  const double D = real(m.head_width);
+  constexpr double kHeadMatrices = 4;  // Q, K, V, O
+  constexpr double kMlpMatrices = 8;   // two of width 4C
+  double layer = kMlpMatrices * C * C;
+  if (arm.aspa) {
+    const AspaOptions o = aspa_options(options.aspa, arm);
+    const double gates = real(o.gates_per_head) * real(o.routing_width) * 3;  // w, p, P
+    layer += real(o.shared_heads + o.routed_heads) * kHeadMatrices * C * D;
+    layer += real(o.routed_heads) * gates;
+    if (o.experts > 0) {
+      layer += real(o.experts) * (gates + 2 * C * real(expert_widths(o, m).width));
+    }
+  } else {
+    layer += real(m.heads) * kHeadMatrices * C * D;
+  }
+  return real(vocab) * C + real(m.layers) * layer;
+}
+
 AspaAttention* aspa_layer(const Transformer& model, std::int64_t layer) {
   return dynamic_cast<AspaAttention*>(&model.attention(layer));
 }
@@ -249,7 +275,7 @@ std::string model_json(const SavedModel& saved) {
 }
 
 SavedModel parse_model_json(const std::string& text, const std::string& source) {
-  const json in = json::parse(text, nullptr, false);
+  const json in = parse_json_file(text, source + ": config.json");
   const auto is_text = [&](const char* key) { return in.contains(key) && in[key].is_string(); };
   if (!in.is_object() || !is_text("arm") || !is_text("options") || !is_text("command") ||
       !in.contains("vocab") || !in["vocab"].is_number_unsigned() || !in.contains("seed") ||
@@ -260,6 +286,11 @@ SavedModel parse_model_json(const std::string& text, const std::string& source) 
   }
   SavedModel saved;
   saved.arm = in["arm"];
+  constexpr std::uint64_t kMostIds = std::numeric_limits<std::int32_t>::max();
+  if (in["vocab"].get<std::uint64_t>() > kMostIds) {
+    throw FileError(fmt::format("{}: config.json: vocab: expected at most {}, got {}", source,
+                                kMostIds, in["vocab"].get<std::uint64_t>()));
+  }
   saved.vocab = in["vocab"];
   saved.seed = in["seed"];
   if (!in["tokenizer"].is_null()) saved.tokenizer = in["tokenizer"].dump();

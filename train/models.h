@@ -19,6 +19,10 @@ std::unique_ptr<Transformer> make_model(const Options& options, const Arm& arm, 
 std::unique_ptr<Attention> make_attention(const Options& options, const Arm& arm,
                                           const AttentionSite& site, std::uint64_t seed);
 
+/// About how many parameters and numbers of state make_model would allocate: the large matrices and
+/// tables. In floating point, so that no sizes overflow it.
+double parameters_about(const Options& options, const Arm& arm, std::int64_t vocab);
+
 /// The layer's ASPA attention, or null if it is another.
 AspaAttention* aspa_layer(const Transformer& model, std::int64_t layer);
 

@@ -181,6 +181,8 @@ Specs training_options() {
        PROTEUS_FIELD(training.eval_batches)},
       {"checkpoint-every", "N", "steps between checkpoints; 0 = at the end and when interrupted", g,
        PROTEUS_FIELD(training.checkpoint_every)},
+      {"keep", "N", "checkpoints that stay: DIR, before it DIR.1, DIR.2, …", g,
+       PROTEUS_FIELD(training.keep)},
   };
 }
 
@@ -244,6 +246,8 @@ Specs other_options() {
        Group::gates, PROTEUS_FIELD(gates.most_usage)},
       {"save", "DIR", "where the edited checkpoint goes; default: in place", Group::gates,
        PROTEUS_FIELD(gates.save)},
+      {"path", "PATH", "what to look at; may stand alone, without --path", Group::inspect,
+       PROTEUS_FIELD(output.path)},
       {"json", "", "print JSON instead of a table", Group::output, PROTEUS_FIELD(output.json)},
   };
 }
@@ -274,7 +278,7 @@ bool contains(const std::vector<std::string_view>& names, std::string_view name)
 std::string_view title_of(Group group) {
   constexpr std::string_view kTitles[] = {"Common",     "Data",     "Shards", "Model",  "ASPA",
                                           "Training",   "Sampling", "Duel",   "Recall", "Sweep",
-                                          "Checkpoint", "Gates",    "Doctor"};
+                                          "Checkpoint", "Gates",    "Inspect", "Doctor"};
   return kTitles[static_cast<std::size_t>(group)];
 }
 
@@ -342,6 +346,12 @@ const std::vector<CommandSpec>& command_specs() {
        {gates},
        {"checkpoint", "device", "threads", "seed", "json"},
        {}},
+      {{"inspect", "list a checkpoint, a tensor file or a text without loading it"},
+       "proteus inspect runs/aspa/checkpoint",
+       {inspect},
+       {"json"},
+       {},
+       "path"},
       {{"doctor", "what this machine has and what is missing"},
        "proteus doctor --json",
        {output},

@@ -26,6 +26,7 @@ enum class Group : std::uint8_t {
   sweep,
   checkpoint,
   gates,
+  inspect,
   output
 };
 std::string_view title_of(Group group);
@@ -48,6 +49,7 @@ struct CommandSpec {
   std::vector<Group> groups;
   std::vector<std::string_view> also;     ///< single options of other groups
   std::vector<std::string_view> without;  ///< options of its groups that it does not have
+  std::string_view positional = {};       ///< the option that an argument without -- fills
 };
 const std::vector<CommandSpec>& command_specs();
 /// Throws ConfigError listing the commands when there is no such one.

@@ -137,10 +137,15 @@ CommandLine read_command_line(const CommandSpec& command,
     throw ConfigError(fmt::format("{}; proteus {} --help shows how",
                                   what.substr(0, what.find('\n')), command.info.name));
   }
-  const auto extras = app.remaining();
-  if (!extras.empty()) throw_unexpected(extras.front(), command, specs);
   for (const auto& [spec, option] : given) {
     if (option->count() > 0) line.values[spec->name] = option->results().back();
+  }
+  for (const std::string& extra : app.remaining()) {
+    const bool taken = line.values.contains(command.positional);
+    if (command.positional.empty() || taken || extra.starts_with("-")) {
+      throw_unexpected(extra, command, specs);
+    }
+    line.values[command.positional] = extra;
   }
   return line;
 }

@@ -119,6 +119,7 @@ struct TrainingOptions {
   std::int64_t eval_every = 500;      ///< 0 = at the end only
   std::int64_t eval_batches = 0;      ///< 0 = all
   std::int64_t checkpoint_every = 0;  ///< 0 = at the end and when interrupted
+  std::int64_t keep = 2;              ///< checkpoints, the newest included
 };
 
 struct SamplingOptions {
@@ -174,6 +175,7 @@ struct GatesOptions {
 };
 
 struct OutputOptions {
+  std::string path;  ///< of inspect
   bool json = false;
 };
 

@@ -238,6 +238,7 @@ void check_training(const TrainingOptions& o) {
   check_range("eval-every", o.eval_every, 0, kMostCount);
   check_range("eval-batches", o.eval_batches, 0, kMostCount);
   check_range("checkpoint-every", o.checkpoint_every, 0, kMostCount);
+  check_range("keep", o.keep, 1, 1'000'000);
 }
 
 void check_sampling(const SamplingOptions& o) {
@@ -331,6 +332,9 @@ void validate(const Options& o) {
     throw ConfigError(
         "--checkpoint: expected the folder of a trained model, got nothing; proteus train makes "
         "one");
+  }
+  if (o.command == "inspect" && o.output.path.empty()) {
+    throw ConfigError("inspect: expected a path, as in: proteus inspect runs/aspa/checkpoint");
   }
   if (o.command == "sample" && o.common.device != "cpu") {
     throw ConfigError(fmt::format(

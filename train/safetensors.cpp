@@ -295,13 +295,16 @@ Tensor SafetensorsFile::read(std::string_view name) const {
   return read(i);
 }
 
-NamedTensors read_safetensors(const std::string& path) {
-  const SafetensorsFile file(path);
+NamedTensors all_tensors(const SafetensorsFile& file) {
   NamedTensors tensors;
   for (std::int64_t i = 0; i < file.count(); ++i) {
     tensors.emplace_back(file.info(i).name, file.read(i));
   }
   return tensors;
+}
+
+NamedTensors read_safetensors(const std::string& path) {
+  return all_tensors(SafetensorsFile(path));
 }
 
 FileStamp write_safetensors(const std::string& path, const std::vector<OutputTensor>& tensors,

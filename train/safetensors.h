@@ -116,6 +116,7 @@ class SafetensorsFile {
 };
 
 /// Every tensor of a file, in the order of their bytes. Throws like SafetensorsFile.
+NamedTensors all_tensors(const SafetensorsFile& file);
 NamedTensors read_safetensors(const std::string& path);
 
 /// A tensor and the type to write it as.

@@ -37,12 +37,17 @@ struct Session {
   double interval_loss = 0;  // summed since the last log line
   std::int64_t interval_steps = 0;
   RoutingLog routing_log;
+  std::unique_ptr<CheckpointWriter> writer = {};  // none where no checkpoint is written
+  bool save_due = false;
 
-  void save() const {
-    if (config.checkpoint.empty()) return;
+  void save() {
+    if (!writer) return;
     const SavedModel saved{options, std::string(arm.name), task.vocab, config.seed, task.tokenizer};
-    save_checkpoint(config.checkpoint, {model_json(saved), trainer.state_json(),
-                                        module_tensors(model), trainer.optimizer_tensors()});
+    const double stall = writer->save({model_json(saved), trainer.state_json(),
+                                       module_tensors(model), trainer.optimizer_tensors()});
+    ordered_json json = line();
+    json["checkpoint_stall_ms"] = stall * 1e3;
+    folder.log(json);
   }
 
   ordered_json line() const {
@@ -151,6 +156,7 @@ struct Session {
         result.interrupted = true;
         break;
       }
+      if (writer) writer->check();
       const StepResult step = trainer.step();
       progress.step(trainer.steps_done(), step.loss, step.tokens);
       result.tokens += step.tokens;
@@ -158,10 +164,16 @@ struct Session {
       log_decisions();
       operate_on_gates();
       if (due(options.training.eval_every)) evaluate_now();
-      if (due(options.training.checkpoint_every)) save();
+      save_due = save_due || due(options.training.checkpoint_every);
+      // One that comes due while the last is being written waits for it; the training does not.
+      if (save_due && writer && !writer->busy()) {
+        save();
+        save_due = false;
+      }
     }
     if (!result.interrupted && !good_enough()) evaluate_now();
     save();
+    if (writer) writer->finish();
   }
 };
 
@@ -224,11 +236,14 @@ RunResult run_session(const Options& options, const Arm& arm, const Task& task,
                       std::unique_ptr<Transformer>& model) {
   const Device device = open_device(options.common.device);
   reset_peak_memory(device.type);
-  model = make_model(options, arm, task.vocab, config.seed);
   std::optional<Checkpoint> saved;
   if (config.resume) {
     saved = load_checkpoint(config.checkpoint);
-    restore_model(*model, saved->model, config.checkpoint);  // before the optimizer takes shapes
+    model = saved_model({options, std::string(arm.name), task.vocab, config.seed, task.tokenizer},
+                        saved->model, config.checkpoint);  // before the optimizer takes shapes
+    saved->model.clear();
+  } else {
+    model = make_model(options, arm, task.vocab, config.seed);
   }
   model->to(device);
   Trainer trainer(*model, trainer_config(options, config.seed), task.train);
@@ -236,6 +251,9 @@ RunResult run_session(const Options& options, const Arm& arm, const Task& task,
   Progress progress(config.label, options.training.steps, options.training.log_every, mode, stdout,
                     trainer.steps_done());
   Session session{options, arm, task, config, folder, *model, trainer, progress, {}, 0, 0, {}};
+  if (!config.checkpoint.empty()) {
+    session.writer = std::make_unique<CheckpointWriter>(config.checkpoint, options.training.keep);
+  }
   RunResult& result = session.result;
   result.name = arm.name;
   result.seed = config.seed;
@@ -249,11 +267,8 @@ RunResult run_session(const Options& options, const Arm& arm, const Task& task,
 }
 
 std::int64_t checkpoint_step(const std::string& checkpoint) {
-  const auto json = nlohmann::json::parse(load_checkpoint(checkpoint).state, nullptr, false);
-  if (!json.is_object() || !json.contains("step") || !json["step"].is_number_unsigned()) {
-    throw FileError(checkpoint + ": state.json: expected the counter \"step\"");
-  }
-  return json["step"];
+  return parse_trainer_state(load_checkpoint(checkpoint, CheckpointPart::texts).state, checkpoint)
+      .step;
 }
 
 std::string shown_name(const RunResult& result) {

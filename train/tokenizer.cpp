@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tensor/error.h"
+#include "train/json_file.h"
 #include "train/mapped_file.h"
 #include "train/utf8.h"
 
@@ -175,7 +176,7 @@ Tokenizer Tokenizer::from_json(std::string_view json, std::string_view source) {
   const auto fail = [&](std::string_view what) -> FileError {
     return FileError(fmt::format("{}: tokenizer: {}", source, what));
   };
-  const auto value = nlohmann::json::parse(json, nullptr, false);
+  const auto value = parse_json_file(json, std::string(source) + ": tokenizer");
   if (value.is_object() && value.contains("model")) {
     return of(Bpe::from_tokenizer_json(json, std::string(source)));
   }

@@ -13,6 +13,7 @@
 #include "optim/schedule.h"
 #include "optim/sgd.h"
 #include "tensor/error.h"
+#include "train/json_file.h"
 #include "train/models.h"
 
 namespace proteus {
@@ -106,7 +107,7 @@ StepResult Trainer::step() {
   result.lr = learning_rate();
   const double share = 1.0 / static_cast<double>(config_.grad_accum);
   for (std::int64_t i = 0; i < config_.grad_accum; ++i) {
-    const Batch batch = batch_(step * config_.grad_accum + i);
+    const Batch batch = batch_(batches_ + i);
     const Variable loss = model_.loss(batch.inputs, batch.targets, kIgnoredTarget);
     const double value = loss.value().item();
     check_finite("loss", value, step);
@@ -118,6 +119,7 @@ StepResult Trainer::step() {
   check_finite("gradient norm", result.grad_norm, step);
   optimizer_->step(result.lr, clip_scale(result.grad_norm, config_.clip));
   optimizer_->zero_grad();
+  batches_ += config_.grad_accum;
   model_.after_step(result.lr / config_.lr);
   return result;
 }
@@ -125,6 +127,7 @@ StepResult Trainer::step() {
 std::string Trainer::state_json() const {
   const Generator& dropout = model_.generator();
   return nlohmann::json{{"step", steps_done()},
+                        {"batches", batches_},
                         {"dropout_seed", dropout.seed()},
                         {"dropout_stream", dropout.stream()}}
       .dump(2);
@@ -132,12 +135,7 @@ std::string Trainer::state_json() const {
 
 void Trainer::restore(const NamedTensors& tensors, const std::string& state,
                       const std::string& source) {
-  const auto json = nlohmann::json::parse(state, nullptr, false);
-  for (const char* counter : {"step", "dropout_seed", "dropout_stream"}) {
-    if (!json.is_object() || !json.contains(counter) || !json[counter].is_number_unsigned()) {
-      throw FileError(fmt::format("{}: state.json: expected the counter \"{}\"", source, counter));
-    }
-  }
+  const TrainerState counters = parse_trainer_state(state, source);
   const std::map<std::string, Tensor> given(tensors.begin(), tensors.end());
   const NamedTensors own = optimizer_->state();
   for (const auto& [name, tensor] : own) {
@@ -150,8 +148,26 @@ void Trainer::restore(const NamedTensors& tensors, const std::string& state,
     }
   }
   for (const auto& [name, tensor] : own) tensor.copy_(given.at(name));
-  optimizer_->set_steps(json["step"]);
-  model_.generator() = Generator(json["dropout_seed"], json["dropout_stream"]);
+  optimizer_->set_steps(counters.step);
+  batches_ = counters.batches;
+  model_.generator() = Generator(counters.dropout_seed, counters.dropout_stream);
+}
+
+TrainerState parse_trainer_state(const std::string& text, const std::string& source) {
+  const auto json = parse_json_file(text, source + ": state.json");
+  const auto counter = [&](const char* name, std::uint64_t most) {
+    if (!json.is_object() || !json.contains(name) || !json[name].is_number_unsigned() ||
+        json[name].get<std::uint64_t>() > most) {
+      throw FileError(fmt::format("{}: state.json: expected the counter \"{}\"", source, name));
+    }
+    return json[name].get<std::uint64_t>();
+  };
+  // No run gets there; products of these counters stay within 64 bits.
+  constexpr std::uint64_t kMostSteps = 1'000'000'000'000'000;
+  constexpr std::uint64_t kMost = std::numeric_limits<std::uint64_t>::max();
+  return {static_cast<std::int64_t>(counter("step", kMostSteps)),
+          static_cast<std::int64_t>(counter("batches", kMostSteps)), counter("dropout_seed", kMost),
+          counter("dropout_stream", kMost)};
 }
 
 EvalResult evaluate(Transformer& model, const BatchSource& batch, std::int64_t count) {

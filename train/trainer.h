@@ -68,7 +68,17 @@ class Trainer {
   TrainerConfig config_;
   BatchSource batch_;
   std::unique_ptr<Optimizer> optimizer_;
+  std::int64_t batches_ = 0;  ///< taken so far
 };
+
+/// The counters of a run, which state.json keeps.
+struct TrainerState {
+  std::int64_t step = 0;
+  std::int64_t batches = 0;  ///< the data position: the next batch's number
+  std::uint64_t dropout_seed = 0, dropout_stream = 0;
+};
+/// Throws FileError naming `source` when the text is not what Trainer::state_json() writes.
+TrainerState parse_trainer_state(const std::string& text, const std::string& source);
 
 struct EvalResult {
   double loss = 0;  ///< mean over targets, nats

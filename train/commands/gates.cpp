@@ -108,9 +108,7 @@ int run_gates(const Options& options) {
   const std::string& path = options.checkpoint.checkpoint;
   const Checkpoint saved = load_checkpoint(path);
   const SavedModel about = parse_model_json(saved.config, path);
-  const auto model =
-      make_model(about.options, arm_named(about.arm, "arm"), about.vocab, about.seed);
-  restore_model(*model, saved.model, path);
+  const auto model = saved_model(about, saved.model, path);
   const auto parts = parts_of(*model, o);
   nlohmann::ordered_json json{{"command", "gates"}, {"checkpoint", path}, {"part", o.part}};
   if (!o.edit.empty()) {

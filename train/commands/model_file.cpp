@@ -9,7 +9,7 @@
 namespace proteus {
 
 LoadedModel load_model(const std::string& path) {
-  const Checkpoint checkpoint = load_checkpoint(path);
+  const Checkpoint checkpoint = load_checkpoint(path, CheckpointPart::model);
   const SavedModel saved = parse_model_json(checkpoint.config, path);
   if (saved.tokenizer.empty()) {
     throw FileError(path + ": this checkpoint has no tokenizer; it was not trained on text");
@@ -22,8 +22,13 @@ LoadedModel load_model(const std::string& path) {
   }
   LoadedModel loaded{nullptr, Tokenizer::from_json(saved.tokenizer, path), saved.options,
                      saved.arm};
-  loaded.model = make_model(saved.options, arm_named(saved.arm, "arm"), saved.vocab, saved.seed);
-  restore_model(*loaded.model, checkpoint.model, path);
+  if (loaded.tokenizer.vocab() > saved.vocab) {
+    throw FileError(
+        fmt::format("{}: config.json: expected a vocabulary of at least {} (= the "
+                    "tokenizer's), got {}",
+                    path, loaded.tokenizer.vocab(), saved.vocab));
+  }
+  loaded.model = saved_model(saved, checkpoint.model, path);
   loaded.model->set_training(false);
   return loaded;
 }

@@ -19,7 +19,8 @@ int run_train(const Options& given) {
     const std::string path = options.checkpoint.checkpoint.empty()
                                  ? options.common.out + "/checkpoint"
                                  : options.checkpoint.checkpoint;
-    const SavedModel saved = parse_model_json(load_checkpoint(path).config, path);
+    const SavedModel saved =
+        parse_model_json(load_checkpoint(path, CheckpointPart::texts).config, path);
     Options start = saved.options;
     start.checkpoint.model = saved.arm;
     start.common.seed = static_cast<std::int64_t>(saved.seed);
