@@ -2,8 +2,10 @@
 // PROTEUS_KILLS sets the number of kills (docs/reliability.md has the figures of a long study).
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
@@ -62,8 +64,6 @@ const Args kTraining = {"train",
                         "--quiet",
                         "--data",
                         "text",
-                        "--steps",
-                        "100000",
                         "--context",
                         "16",
                         "--dropout",
@@ -74,6 +74,8 @@ const Args kTraining = {"train",
                         "1",
                         "--gate-every",
                         "7"};
+// Longer than it ever gets, so that learning rates are those of one long run.
+const Args kLong = {"--steps", "100000"};
 
 /// Waits until a file has grown by `bytes`, at most ten seconds.
 void wait_for_growth(const std::string& path, std::uintmax_t bytes) {
@@ -96,7 +98,7 @@ TEST(Reliability, KilledRunsGoOnAsIfTheyHadNotBeen) {
   int lost = 0;
   for (int i = 0; i < kills; ++i) {
     const Args start =
-        step < 0 ? kTraining
+        step < 0 ? joined(kTraining, kLong)
                  : Args{"train",     "--resume", "--checkpoint", "run/checkpoint", "--quiet",
                         "--threads", "1"};
     const Program program(folder, joined(start, save));
@@ -119,7 +121,7 @@ TEST(Reliability, KilledRunsGoOnAsIfTheyHadNotBeen) {
   }
   ASSERT_GT(step, 0);
   // One run that nobody disturbs has the same losses, bit for bit.
-  const Program whole(folder, joined(kTraining, {"--out", "whole"}));
+  const Program whole(folder, joined(joined(kTraining, kLong), {"--out", "whole"}));
   const auto reached = losses(folder, "run");
   const std::int64_t last = std::min(step, reached.rbegin()->first);
   while (losses(folder, "whole").size() < static_cast<std::size_t>(last)) {
@@ -136,6 +138,25 @@ TEST(Reliability, KilledRunsGoOnAsIfTheyHadNotBeen) {
   }
   std::printf("%d kills, %d checkpoints lost, step %lld reached, %lld losses compared\n", kills,
               lost, static_cast<long long>(step), static_cast<long long>(compared));
+}
+
+// A checkpoint whose hashes are right and whose numbers are not.
+TEST(Reliability, WeightsThatAreNoNumbersAreToldAsSuch) {
+  const TemporaryFolder folder;
+  folder.write("text", testing::some_text(4000));
+  ASSERT_EQ(testing::run(folder, joined(kTraining, {"--steps", "2", "--out", "run"})).code, 0);
+  const std::string path = folder.file("run/checkpoint");
+  const Checkpoint saved = load_checkpoint(path);
+  saved.model[0].second.fill_(NAN);
+  save_checkpoint(path, saved);
+  const Args of_it = {"--checkpoint", "run/checkpoint"};
+  for (const Args& command :
+       {Args{"eval", "--data", "text", "--out", "e"}, Args{"sample", "--out", "s"},
+        Args{"train", "--resume", "--steps", "9", "--quiet", "--out", "run"}}) {
+    const Outcome o = testing::run(folder, joined(command, of_it));
+    EXPECT_EQ(o.code, 5) << command[0] << ": " << o.err << o.out;
+    EXPECT_EQ(std::count(o.err.begin(), o.err.end(), '\n'), 1) << o.err;
+  }
 }
 
 std::atomic<long> calls = 0;

@@ -254,13 +254,13 @@ SafetensorsFile::SafetensorsFile(const std::string& path) : path_(path), file_(p
   by_name_.resize(header_.entries.size());
   std::iota(by_name_.begin(), by_name_.end(), 0u);
   std::sort(by_name_.begin(), by_name_.end(), [&](std::uint32_t a, std::uint32_t b) {
-    return header_.name(header_.entries[a]) < header_.name(header_.entries[b]);
+    return header_.entries[a].name < header_.entries[b].name;
   });
 }
 
 TensorInfo SafetensorsFile::info(std::int64_t i) const {
   const detail::HeaderEntry& entry = header_.entries.at(static_cast<std::size_t>(i));
-  TensorInfo info{std::string(header_.name(entry)), entry.dtype, {}, entry.begin, entry.end};
+  TensorInfo info{std::string(entry.name), entry.dtype, {}, entry.begin, entry.end};
   for (std::size_t d = 0; d < entry.rank; ++d) {
     info.shape.push_back(header_.sizes[entry.shape_at + d]);
   }
@@ -268,7 +268,7 @@ TensorInfo SafetensorsFile::info(std::int64_t i) const {
 }
 
 std::int64_t SafetensorsFile::find(std::string_view name) const {
-  const auto name_at = [&](std::uint32_t i) { return header_.name(header_.entries[i]); };
+  const auto name_at = [&](std::uint32_t i) { return header_.entries[i].name; };
   const auto it =
       std::lower_bound(by_name_.begin(), by_name_.end(), name,
                        [&](std::uint32_t i, std::string_view n) { return name_at(i) < n; });

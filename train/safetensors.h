@@ -60,23 +60,19 @@ namespace detail {
 /// A tensor as the header has it, small: a hostile header is mostly these.
 struct HeaderEntry {
   std::uint64_t begin = 0, end = 0;
-  std::uint32_t name_at = 0, name_bytes = 0;  ///< in SafetensorsHeader::names
-  std::uint32_t shape_at = 0;                 ///< in SafetensorsHeader::sizes
+  std::string_view name;       ///< in the JSON, or in SafetensorsHeader::unescaped
+  std::uint32_t shape_at = 0;  ///< in SafetensorsHeader::sizes
   std::uint8_t rank = 0;
   FileDType dtype = FileDType::f32;
 };
 struct SafetensorsHeader {
-  std::string names;
+  std::deque<std::string> unescaped;  ///< names that are written with escapes
   std::deque<std::int64_t> sizes;
   std::deque<HeaderEntry> entries;  ///< in the order of their bytes
   Metadata metadata;
-
-  std::string_view name(const HeaderEntry& entry) const {
-    return std::string_view(names).substr(entry.name_at, entry.name_bytes);
-  }
 };
-/// Reads and checks the JSON. Its tensors must fill the `data_bytes` behind it without holes or
-/// overlaps. Throws FileError naming `path`.
+/// Reads and checks the JSON, which must outlive what comes back. Its tensors must fill the
+/// `data_bytes` behind it without holes or overlaps. Throws FileError naming `path`.
 SafetensorsHeader parse_safetensors_header(std::string_view json, std::uint64_t data_bytes,
                                            const std::string& path);
 }  // namespace detail

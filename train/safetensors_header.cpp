@@ -44,9 +44,7 @@ bool is_control(char32_t c) { return c < 0x20 || (c >= 0x7F && c < 0xA0); }
 class HeaderParser {
  public:
   HeaderParser(std::string_view text, std::uint64_t data_bytes, const std::string& path)
-      : text_(text), data_bytes_(data_bytes), path_(path) {
-    header_.names.reserve(std::min<std::size_t>(text.size(), kMaxFileTensors * kMaxNameBytes));
-  }
+      : text_(text), data_bytes_(data_bytes), path_(path) {}
 
   detail::SafetensorsHeader parse() {
     if (text_.empty() || text_[0] != '{') fail("the header does not begin with '{'");
@@ -147,6 +145,15 @@ class HeaderParser {
     ++at_;
   }
 
+  /// A string where it stands, or its copy where it has escapes.
+  std::string_view name() {
+    std::string decoded;
+    string(decoded, kMaxNameBytes, true);
+    const std::string_view raw = text_.substr(at_ - decoded.size() - 1, decoded.size());
+    if (raw == decoded) return raw;
+    return header_.unescaped.emplace_back(std::move(decoded));
+  }
+
   std::uint64_t number() {
     skip_blanks();
     const std::size_t begin = at_;
@@ -167,12 +174,9 @@ class HeaderParser {
       fail(fmt::format("more than {} tensors", kMaxFileTensors));
     }
     detail::HeaderEntry entry;
-    entry.name_at = static_cast<std::uint32_t>(header_.names.size());
-    string(header_.names, kMaxNameBytes, true);
-    entry.name_bytes = static_cast<std::uint32_t>(header_.names.size()) - entry.name_at;
+    entry.name = name();
     expect(':');
-    if (header_.name(entry) == "__metadata__") {
-      header_.names.resize(entry.name_at);
+    if (entry.name == "__metadata__") {
       metadata();
       return;
     }
@@ -200,7 +204,7 @@ class HeaderParser {
 
   void tensor(detail::HeaderEntry& entry) {
     const auto fault = [&](std::string_view why) {
-      fail(fmt::format("\"{}\" {}", header_.name(entry), why));
+      fail(fmt::format("\"{}\" {}", entry.name, why));
     };
     constexpr unsigned kDType = 1, kShape = 2, kOffsets = 4;
     unsigned seen = 0;
@@ -246,7 +250,7 @@ class HeaderParser {
       entry.dtype = d.dtype;
       return;
     }
-    fail(fmt::format("\"{}\" has an unknown dtype {}", header_.name(entry), name));
+    fail(fmt::format("\"{}\" has an unknown dtype {}", entry.name, name));
   }
 
   void shape(detail::HeaderEntry& entry) {
@@ -255,7 +259,7 @@ class HeaderParser {
     if (accept(']')) return;
     do {
       if (entry.rank == kMaxRank) {
-        fail(fmt::format("\"{}\" has more than {} dimensions", header_.name(entry), int{kMaxRank}));
+        fail(fmt::format("\"{}\" has more than {} dimensions", entry.name, int{kMaxRank}));
       }
       header_.sizes.push_back(static_cast<std::int64_t>(number()));
       ++entry.rank;
@@ -274,7 +278,7 @@ class HeaderParser {
   void check_names() {
     std::vector<std::uint32_t> order(header_.entries.size());
     std::iota(order.begin(), order.end(), 0u);
-    const auto name = [&](std::uint32_t i) { return header_.name(header_.entries[i]); };
+    const auto name = [&](std::uint32_t i) { return header_.entries[i].name; };
     std::sort(order.begin(), order.end(),
               [&](std::uint32_t a, std::uint32_t b) { return name(a) < name(b); });
     for (std::size_t i = 1; i < order.size(); ++i) {
@@ -290,7 +294,7 @@ class HeaderParser {
     std::uint64_t at = 0;
     for (const detail::HeaderEntry& entry : entries) {
       if (entry.begin != at) {
-        fail(fmt::format("\"{}\" overlaps another tensor or leaves a hole", header_.name(entry)));
+        fail(fmt::format("\"{}\" overlaps another tensor or leaves a hole", entry.name));
       }
       at = entry.end;
     }

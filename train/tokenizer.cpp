@@ -49,14 +49,16 @@ void Tokenizer::set_chars(std::vector<char32_t> sorted) {
 
 Tokenizer Tokenizer::chars_of(std::string_view text, std::string_view source) {
   std::vector<bool> seen(kCodePoints);
+  char32_t end = 0;  // behind the largest one
   for (std::size_t i = 0; i < text.size();) {
     const CodePoint c = decode_utf8(text, i);
     if (c.bytes == 0) throw FileError(fmt::format("{}: {}", source, not_utf8(text, i)));
     seen[c.value] = true;
+    end = std::max(end, c.value + 1);
     i += static_cast<std::size_t>(c.bytes);
   }
   std::vector<char32_t> chars;
-  for (char32_t c = 0; c < kCodePoints; ++c) {
+  for (char32_t c = 0; c < end; ++c) {
     if (seen[c]) chars.push_back(c);
   }
   Tokenizer tokenizer;
