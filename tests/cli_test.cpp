@@ -322,6 +322,15 @@ TEST(Cli, TheLeakIsMeasuredAndNeverUsed) {
   nlohmann::json config = nlohmann::json::parse(folder.read("run/checkpoint/config.json"));
   config["arm"] = "aspa_leak";
   folder.write("run/checkpoint/config.json", config.dump());
+  const Outcome changed = run(folder, {"sample", "--checkpoint", "run/checkpoint"});
+  EXPECT_EQ(changed.code, 3);
+  EXPECT_NE(changed.err.find("config.json: damaged"), std::string::npos) << changed.err;
+  // Somebody who means it changes the manifest too.
+  const auto seen =
+      nlohmann::json::parse(run(folder, {"inspect", "run/checkpoint/config.json", "--json"}).out);
+  auto manifest = nlohmann::json::parse(folder.read("run/checkpoint/manifest.json"));
+  for (const char* key : {"bytes", "xxh3"}) manifest["files"]["config.json"][key] = seen[key];
+  folder.write("run/checkpoint/manifest.json", manifest.dump());
   for (const char* command : {"sample", "eval"}) {
     const Outcome o = run(folder, {command, "--checkpoint", "run/checkpoint"});
     EXPECT_EQ(o.code, 2) << o.err;

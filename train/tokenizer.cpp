@@ -54,7 +54,7 @@ Tokenizer Tokenizer::chars_of(std::string_view text, std::string_view source) {
     const CodePoint c = decode_utf8(text, i);
     if (c.bytes == 0) throw FileError(fmt::format("{}: {}", source, not_utf8(text, i)));
     seen[c.value] = true;
-    end = std::max(end, c.value + 1);
+    end = std::max<char32_t>(end, c.value + 1);
     i += static_cast<std::size_t>(c.bytes);
   }
   std::vector<char32_t> chars;

@@ -45,7 +45,8 @@ int run_convert(const Options& given) {
     throw ConfigError("--save: expected the folder of the new checkpoint, got nothing");
   }
   const LoadedModel dense = load_model(from);
-  const SavedModel saved = parse_model_json(load_checkpoint(from).config, from);
+  const SavedModel saved =
+      parse_model_json(load_checkpoint(from, CheckpointPart::texts).config, from);
   const Options options = converted_options(saved, given);
   const auto model = converted(*dense.model, options, saved.seed);
   model->set_training(false);
