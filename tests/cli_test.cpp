@@ -371,6 +371,7 @@ TEST(Cli, RecallStopsAfterTwoGoodEvaluations) {
   const Outcome o = run(folder, joined(task, kSmall));
   ASSERT_EQ(o.code, 0) << o.err;
   const auto arm = nlohmann::json::parse(folder.read("run/summary.json"))["arms"][0];
+  EXPECT_TRUE(fs::exists(folder.file("run/dense/model.safetensors")));
   const auto history = arm["history"];
   ASSERT_GE(history.size(), 2u);
   EXPECT_EQ(arm["steps"], 3 * history.size()) << "evaluated once at the end";

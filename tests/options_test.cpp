@@ -278,6 +278,14 @@ TEST(Options, RefusesValuesThatMakeNoSense) {
        {"--length", "32"},
        "--pairs: expected at most 10 (= --length 32 / 3: key, value and query), got 16"},
       {"recall", {"--task", "copy"}, "--task: expected mqar, mqar_rebind or stream, got 'copy'"},
+      {"duel", {"--mlp-width", "-1"}, "--mlp-width: expected at least 0, got -1"},
+      {"duel",
+       {"--experts", "8", "--mlp-width", "64", "--expert-width", "17"},
+       "--expert-width: expected 1 to 16 (= hidden width 64 of the dense MLP / --expert-k 4), "
+       "got 17"},
+      {"recall",
+       {"--length", "96", "--shortest", "32"},
+       "--shortest: expected 0 or --length 96 halved some times, at least 3, got 32"},
       {"recall", {"--stop-at", "1.1"}, "--stop-at: expected a number in [0, 1], got 1.1"},
       {"sample",
        {},
@@ -331,7 +339,7 @@ TEST(Options, ConfigTextReadsBackToTheSame) {
       {"train", {"--heads", "3", "--head-width", "32", "--device", "cuda:1"}},
       {"eval", {"--checkpoint", "runs/a/checkpoint", "--data", "x.txt"}},
       {"sample", {"--checkpoint", "c", "--temperature", "0"}},
-      {"recall", {"--seeds", "3", "--balance-constant"}},
+      {"recall", {"--seeds", "3", "--balance-constant", "--shortest", "64"}},
   };
   for (const auto& [command, args] : runs) {
     const std::string text = config_text(parse(command, args));

@@ -162,6 +162,29 @@ TEST(RecallTask, FillsTheTightestSequence) {
   }
 }
 
+TEST(RecallTask, ShorterBatchesHaveAsManyTokensAndPairs) {
+  const RecallTask task({.kind = RecallKind::stream,
+                         .length = 256,
+                         .pairs = 20,
+                         .vocab = 64,
+                         .seed = 5,
+                         .shortest = 32});
+  std::map<std::int64_t, std::int64_t> drawn;
+  for (std::uint64_t index = 0; index < 60; ++index) {
+    const Batch batch = task.batch(RecallSplit::train, index, 3);
+    const std::int64_t T = batch.inputs.size(1);
+    EXPECT_EQ(batch.inputs.numel(), 3 * 256);
+    const Follower known =
+        read_row(batch.inputs.data<std::int32_t>(), batch.targets.data<std::int32_t>(), T, 32);
+    EXPECT_EQ(known.value.size(), static_cast<std::size_t>(20 * T / 256)) << T;
+    ++drawn[T];
+    EXPECT_EQ(values(task.batch(RecallSplit::train, index, 3).inputs), values(batch.inputs));
+  }
+  ASSERT_EQ(drawn.size(), 4u);
+  for (const std::int64_t T : {32, 64, 128, 256}) EXPECT_GE(drawn[T], 5) << T;
+  EXPECT_EQ(task.batch(RecallSplit::eval, 0, 3).inputs.shape(), (Shape{3, 256}));
+}
+
 TEST(RecallTask, RefusesWhatDoesNotFit) {
   const auto make = [](RecallTaskConfig config) { return [=] { RecallTask{config}; }; };
   EXPECT_EQ(message_of<ConfigError>(make({.length = 47, .pairs = 16})),
@@ -176,6 +199,11 @@ TEST(RecallTask, RefusesWhatDoesNotFit) {
   EXPECT_EQ(message_of<ConfigError>(make({.pairs = 16, .vocab = 30})),
             "--vocab: expected an even number of at least 32 (= 2 · --pairs), got 30");
   EXPECT_THROW(make({.pairs = 16, .vocab = 33})(), ConfigError);
+  for (const std::int64_t shortest : {-1, 2, 48, 256}) {
+    EXPECT_EQ(message_of<ConfigError>(make({.length = 128, .pairs = 16, .shortest = shortest})),
+              "--shortest: expected 0 or --length 128 halved some times, at least 3, got " +
+                  std::to_string(shortest));
+  }
 }
 
 }  // namespace

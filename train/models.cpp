@@ -133,6 +133,7 @@ std::unique_ptr<Transformer> make_model(const Options& options, const Arm& arm, 
   config.layers = o.layers;
   config.width = o.width;
   config.mlp = o.mlp == "swiglu" ? MlpKind::swiglu : MlpKind::gelu;
+  config.mlp_width = o.mlp_width;
   config.norm = o.norm == "rms" ? NormKind::rms : NormKind::layer;
   config.dropout = o.dropout;
   config.recompute = o.recompute;

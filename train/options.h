@@ -39,6 +39,7 @@ struct ModelOptions {
   std::int64_t heads = 0;        ///< of dense attention; resolved: never 0
   std::int64_t head_width = 32;  ///< of all attention
   std::string mlp = "gelu";
+  std::int64_t mlp_width = 0;  ///< hidden width; 0 = the usual one
   std::string norm = "layer";
   double dropout = 0;
   bool recompute = false;
@@ -145,7 +146,8 @@ struct RecallOptions {
   std::string task = "mqar";  ///< see recall_kind
   std::int64_t pairs = 16;
   std::int64_t vocab = 1024;
-  double stop_at = 0;  ///< accuracy of two evaluations in a row that ends a run; 0 = none
+  std::int64_t shortest = 0;  ///< see RecallTaskConfig
+  double stop_at = 0;         ///< accuracy of two evaluations in a row that ends a run; 0 = none
 };
 
 struct SweepOptions {

@@ -89,6 +89,7 @@ void check_model(const ModelOptions& o) {
                     o.head_width, o.width, o.heads));
   }
   check_one_of("mlp", o.mlp, {"gelu", "swiglu"});
+  check_range("mlp-width", o.mlp_width, 0, kMostSize);
   check_one_of("norm", o.norm, {"layer", "rms"});
   check_below_one("dropout", o.dropout);
 }
@@ -317,7 +318,7 @@ void validate(const Options& o) {
   check_causal(o.checkpoint.model);
   if (recall) {
     check_unit("stop-at", o.recall.stop_at);
-    RecallTask({recall_kind(o.recall.task), o.model.context, o.recall.pairs, o.recall.vocab, 0});
+    RecallTask(recall_config(o, 0));
   }
   check_one_of("part", o.gates.part, {"attention", "mlp"});
   if (!o.gates.edit.empty()) {

@@ -37,8 +37,9 @@ const Arm& arm_named(std::string_view name, std::string_view option) {
 }
 
 ExpertWidths expert_widths(const AspaOptions& aspa, const ModelOptions& model) {
-  const std::int64_t hidden =
+  const std::int64_t usual =
       usual_mlp_width(model.mlp == "swiglu" ? MlpKind::swiglu : MlpKind::gelu, model.width);
+  const std::int64_t hidden = model.mlp_width > 0 ? model.mlp_width : usual;
   ExpertWidths out;
   out.k = aspa.expert_k > 0 ? aspa.expert_k : aspa.k;
   out.width = aspa.expert_width > 0 ? aspa.expert_width : hidden / (2 * out.k);

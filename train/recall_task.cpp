@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <limits>
 #include <utility>
 #include <vector>
@@ -16,6 +17,7 @@ namespace {
 /// changed so that other users of the same seed draw other numbers.
 constexpr std::uint64_t kEvalBit = std::uint64_t{1} << 63;
 constexpr std::uint64_t kRecallSalt = 0x7265'6361'6c6c'0001;
+constexpr std::uint64_t kLengthSalt = 0x7265'6361'6c6c'0002;
 
 // The least length per pair, and what it is made of.
 struct Room {
@@ -43,6 +45,11 @@ RecallKind recall_kind(std::string_view name) {
   throw ConfigError(fmt::format("--task: expected mqar, mqar_rebind or stream, got '{}'", name));
 }
 
+RecallTaskConfig recall_config(const Options& options, std::uint64_t seed) {
+  const RecallOptions& o = options.recall;
+  return {recall_kind(o.task), options.model.context, o.pairs, o.vocab, seed, o.shortest};
+}
+
 RecallTask::RecallTask(const RecallTaskConfig& config) : config_(config) {
   const auto& c = config;
   if (c.pairs < 1) {
@@ -60,20 +67,28 @@ RecallTask::RecallTask(const RecallTaskConfig& config) : config_(config) {
         fmt::format("--vocab: expected an even number of at least {} (= 2 · --pairs), got {}",
                     2 * c.pairs, c.vocab));
   }
+  if (c.shortest == 0) return;
+  std::int64_t length = c.shortest;
+  while (length >= room.tokens && length < c.length) length *= 2;
+  if (length != c.length) {
+    throw ConfigError(
+        fmt::format("--shortest: expected 0 or --length {} halved some times, at least {}, got {}",
+                    c.length, room.tokens, c.shortest));
+  }
 }
 
 // Cells of two tokens behind the pairs, so that a key and what follows it never meet another key.
 // The first of a rebound key's two cells, in time, says the new value: whatever filler follows it.
-void RecallTask::place_rebindings(Draw& draw, const std::vector<std::int32_t>& keys,
-                                  std::int32_t* x, std::int32_t* y) const {
-  const std::int64_t pairs = config_.pairs;
-  const auto cells = draw.distinct((config_.length - 2 * pairs) / 2, pairs + rebound());
+void RecallTask::place_rebindings(Size size, Draw& draw, const std::vector<std::int32_t>& keys,
+                                  std::int32_t* x, std::int32_t* y) {
+  const std::int64_t pairs = size.pairs;
+  const auto cells = draw.distinct((size.length - 2 * pairs) / 2, pairs + size.rebound());
   const auto place = [&](std::size_t i) { return 2 * pairs + 2 * std::int64_t{cells[i]}; };
   for (std::int64_t i = 0; i < pairs; ++i) {
     const auto n = static_cast<std::size_t>(i);
     std::int64_t said = 2 * i;
     std::int64_t asked = place(n);
-    if (i < rebound()) {
+    if (i < size.rebound()) {
       said = place(static_cast<std::size_t>(pairs + i));
       if (said > asked) std::swap(said, asked);
       x[said] = keys[n];
@@ -83,10 +98,19 @@ void RecallTask::place_rebindings(Draw& draw, const std::vector<std::int32_t>& k
   }
 }
 
-void RecallTask::fill_row(RecallSplit split, std::uint64_t index, std::int64_t row, std::int32_t* x,
-                          std::int32_t* y) const {
-  const std::int64_t T = config_.length;
-  const std::int64_t pairs = config_.pairs;
+RecallTask::Size RecallTask::size_of(RecallSplit split, std::uint64_t index) const {
+  Size size{config_.length, config_.pairs};
+  if (split == RecallSplit::eval || config_.shortest == 0) return size;
+  std::int64_t halvings = 0;
+  while (config_.shortest << halvings < config_.length) ++halvings;
+  Draw draw({config_.seed ^ kLengthSalt, index});
+  const std::int64_t drawn = draw.below(halvings + 1);
+  return {size.length >> drawn, std::max<std::int64_t>(1, size.pairs >> drawn)};
+}
+
+void RecallTask::fill_row(Size size, RecallSplit split, std::uint64_t index, std::int64_t row,
+                          std::int32_t* x, std::int32_t* y) const {
+  const auto [T, pairs] = size;
   const std::int64_t half = config_.vocab / 2;
   const std::uint64_t stream = split == RecallSplit::eval ? index | kEvalBit : index & ~kEvalBit;
   // One seed per row; within a row the draws are numbered by the stream's own counter.
@@ -107,7 +131,7 @@ void RecallTask::fill_row(RecallSplit split, std::uint64_t index, std::int64_t r
   for (std::int64_t i = 0; i < pairs; ++i) {
     x[2 * i] = keys[static_cast<std::size_t>(i)];  // its value is what was drawn for x[2i + 1]
   }
-  if (config_.kind == RecallKind::rebind) return place_rebindings(draw, keys, x, y);
+  if (config_.kind == RecallKind::rebind) return place_rebindings(size, draw, keys, x, y);
   for (std::int64_t i = 0; i < pairs; ++i) {
     const auto n = static_cast<std::size_t>(i);
     const std::int64_t slot = begin + slots[n];
@@ -117,14 +141,16 @@ void RecallTask::fill_row(RecallSplit split, std::uint64_t index, std::int64_t r
 }
 
 Batch RecallTask::batch(RecallSplit split, std::uint64_t index, std::int64_t rows) const {
-  Batch batch{Tensor::empty({rows, config_.length}, DType::i32),
-              Tensor::empty({rows, config_.length}, DType::i32)};
+  const Size size = size_of(split, index);
+  rows *= config_.length / size.length;
+  Batch batch{Tensor::empty({rows, size.length}, DType::i32),
+              Tensor::empty({rows, size.length}, DType::i32)};
   auto* x = batch.inputs.data<std::int32_t>();
   auto* y = batch.targets.data<std::int32_t>();
   constexpr std::int64_t kRowsPerChunk = 16;
   parallel_for(rows, kRowsPerChunk, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t r = begin; r < end; ++r) {
-      fill_row(split, index, r, x + r * config_.length, y + r * config_.length);
+      fill_row(size, split, index, r, x + r * size.length, y + r * size.length);
     }
   });
   return batch;

@@ -13,6 +13,7 @@
 
 #include "train/batch.h"
 #include "train/draw.h"
+#include "train/options.h"
 
 namespace proteus {
 
@@ -26,7 +27,12 @@ struct RecallTaskConfig {
   std::int64_t pairs = 16;    ///< key-value pairs, each asked for once
   std::int64_t vocab = 1024;  ///< V
   std::uint64_t seed = 1337;
+  /// Above 0, training batches draw their length from shortest, 2·shortest, … up to `length`, with
+  /// as many tokens in all and as many pairs per token: what is learned on short sequences, whose
+  /// queries come more often, carries over to long ones. Evaluation has the whole length.
+  std::int64_t shortest = 0;
 };
+RecallTaskConfig recall_config(const Options& options, std::uint64_t seed);
 
 /// Training and evaluation batches come from random streams that never meet.
 enum class RecallSplit : std::uint8_t { train, eval };
@@ -38,16 +44,22 @@ class RecallTask {
   explicit RecallTask(const RecallTaskConfig& config);
 
   const RecallTaskConfig& config() const { return config_; }
-  /// Batch number `index` of `rows` sequences: a pure function of (seed, split, index). Targets are
-  /// kIgnoredTarget except at the queries, where they are the key's value.
+  /// Batch number `index` of `rows` sequences of `length` tokens, or of as many tokens: a pure
+  /// function of (seed, split, index). Targets are kIgnoredTarget except at the queries, where they
+  /// are the key's value.
   Batch batch(RecallSplit split, std::uint64_t index, std::int64_t rows) const;
 
  private:
-  std::int64_t rebound() const { return config_.pairs / 2; }
-  void place_rebindings(Draw& draw, const std::vector<std::int32_t>& keys, std::int32_t* x,
-                        std::int32_t* y) const;
-  void fill_row(RecallSplit split, std::uint64_t index, std::int64_t row, std::int32_t* x,
-                std::int32_t* y) const;
+  /// What a sequence holds.
+  struct Size {
+    std::int64_t length, pairs;
+    std::int64_t rebound() const { return pairs / 2; }
+  };
+  Size size_of(RecallSplit split, std::uint64_t index) const;
+  static void place_rebindings(Size size, Draw& draw, const std::vector<std::int32_t>& keys,
+                               std::int32_t* x, std::int32_t* y);
+  void fill_row(Size size, RecallSplit split, std::uint64_t index, std::int64_t row,
+                std::int32_t* x, std::int32_t* y) const;
 
   RecallTaskConfig config_;
 };

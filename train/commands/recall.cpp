@@ -4,11 +4,9 @@
 #include <algorithm>
 #include <nlohmann/json.hpp>
 
-#include "autograd/tape.h"
-#include "tensor/ops/gemm.h"
 #include "train/commands.h"
 #include "train/commands/text.h"
-#include "train/recall_task.h"
+#include "train/recall_score.h"
 
 namespace proteus {
 namespace {
@@ -16,38 +14,6 @@ namespace {
 constexpr std::int64_t kEvalBatches = 8;
 constexpr std::int64_t kMostEvalRows = 256;
 constexpr std::int64_t kEvalTokens = 128 * 1024;  // of a batch: long sequences come fewer at a time
-
-// Answers that are right at the queries of a batch: only their rows go through the head.
-struct Score {
-  std::int64_t right = 0;
-  std::int64_t asked = 0;
-};
-
-Score score(Transformer& model, const Batch& batch) {
-  const NoGradGuard no_grad;
-  const Tensor hidden = model.hidden(batch.inputs).value().to(DType::f32).to(kCpu).contiguous();
-  const std::int64_t C = hidden.size(2);
-  const auto* targets = batch.targets.data<std::int32_t>();
-  std::vector<std::int64_t> rows;
-  for (std::int64_t i = 0; i < batch.targets.numel(); ++i) {
-    if (targets[i] != kIgnoredTarget) rows.push_back(i);
-  }
-  const auto count = static_cast<std::int64_t>(rows.size());
-  Tensor asked = Tensor::empty({count, C});
-  for (std::int64_t r = 0; r < count; ++r) {
-    const float* row = hidden.data<float>() + rows[static_cast<std::size_t>(r)] * C;
-    std::copy(row, row + C, asked.data<float>() + r * C);
-  }
-  const Tensor logits = ops::linear(asked, model.head_weight().to(kCpu), {});
-  const std::int64_t V = logits.size(1);
-  Score result{0, count};
-  for (std::int64_t r = 0; r < count; ++r) {
-    const float* row = logits.data<float>() + r * V;
-    const auto best = std::max_element(row, row + V) - row;
-    result.right += best == targets[rows[static_cast<std::size_t>(r)]];
-  }
-  return result;
-}
 
 Task recall_task(const Options& options, const RecallTask& source) {
   Task task;
@@ -62,15 +28,8 @@ Task recall_task(const Options& options, const RecallTask& source) {
     const auto batch = [&](std::int64_t i) {
       return source.batch(RecallSplit::eval, static_cast<std::uint64_t>(i), eval_rows);
     };
-    Score total;
-    for (std::int64_t i = 0; i < kEvalBatches; ++i) {
-      model.set_training(false);
-      const Score s = score(model, batch(i));
-      total.right += s.right;
-      total.asked += s.asked;
-    }
     return {evaluate(model, batch, 1).loss,
-            static_cast<double>(total.right) / static_cast<double>(total.asked)};
+            recall_accuracy(model, source, kEvalBatches, eval_rows)};
   };
   task.probe = source.batch(RecallSplit::eval, 0, 4);
   return task;
@@ -112,19 +71,24 @@ int run_recall(const Options& given) {
   json["task"] = {{"name", options.recall.task},
                   {"length", options.model.context},
                   {"pairs", options.recall.pairs},
-                  {"vocab", options.recall.vocab}};
+                  {"vocab", options.recall.vocab},
+                  {"shortest", options.recall.shortest}};
   json["arms"] = nlohmann::ordered_json::array();
   for (const std::string& name : options.duel.arms) {
     for (std::int64_t i = 0; i < options.duel.seeds; ++i) {
       const auto seed = static_cast<std::uint64_t>(options.common.seed + i);
-      const RecallTask source({recall_kind(options.recall.task), options.model.context,
-                               options.recall.pairs, options.recall.vocab, seed});
+      const RecallTask source(recall_config(options, seed));
       SessionConfig config;
       config.label = name;
       config.seed = seed;
+      const Arm& arm = arm_named(name, "--arms");
+      if (!arm.leaky) {
+        config.checkpoint =
+            folder.file(options.duel.seeds > 1 ? fmt::format("{}-seed{}", name, seed) : name);
+      }
       std::unique_ptr<Transformer> model;
-      results.push_back(run_session(options, arm_named(name, "--arms"),
-                                    recall_task(options, source), config, folder, mode, model));
+      results.push_back(
+          run_session(options, arm, recall_task(options, source), config, folder, mode, model));
       json["arms"].push_back(arm_json(results.back()));
       folder.write_summary(json);
       if (results.back().interrupted) {
