@@ -3,7 +3,8 @@
 // and the number of slots of a head. Slots have no parameters: the same model runs with any number
 // of them.
 //
-// usage: bank_study LABEL=CHECKPOINT...    (bench/studies/bank_capacity trains them and calls this)
+// usage: bank_study DEVICE LABEL=CHECKPOINT...    (bench/studies/bank_capacity trains them and
+// calls this)
 #include <fmt/format.h>
 
 #include <array>
@@ -11,6 +12,7 @@
 
 #include "tensor/error.h"
 #include "train/checkpoint.h"
+#include "train/device.h"
 #include "train/gates.h"
 #include "train/models.h"
 #include "train/recall_score.h"
@@ -21,8 +23,9 @@ namespace {
 constexpr std::array<std::int64_t, 5> kPairs = {16, 32, 64, 128, 256};
 constexpr std::array<std::int64_t, 5> kSlots = {0, 32, 64, 128, 256};
 constexpr std::int64_t kQueries = 2048;  // of every figure, at least
+constexpr std::int64_t kRows = 8;        // sequences at a time
 
-double accuracy(const std::string& path, std::int64_t slots, std::int64_t pairs) {
+double accuracy(Device device, const std::string& path, std::int64_t slots, std::int64_t pairs) {
   const Checkpoint checkpoint = load_checkpoint(path);
   SavedModel saved = parse_model_json(checkpoint.config, path);
   saved.options.aspa.bank_slots = slots;
@@ -30,18 +33,20 @@ double accuracy(const std::string& path, std::int64_t slots, std::int64_t pairs)
   const auto model =
       make_model(saved.options, arm_named(saved.arm, "arm"), saved.vocab, saved.seed);
   restore_model(*model, checkpoint.model, path);
+  model->to(device);
   return recall_accuracy(*model, RecallTask(recall_config(saved.options, saved.seed)),
-                         (kQueries + pairs - 1) / pairs, 1);
+                         (kQueries + kRows * pairs - 1) / (kRows * pairs), kRows);
 }
 
-void print_table(const std::string& label, const std::string& path) {
+void print_table(Device device, const std::string& label, const std::string& path) {
   fmt::print("\n{}\n\n| pairs |", label);
   for (const std::int64_t slots : kSlots) fmt::print(" {} |", slots);
   fmt::print("\n|---|");
   for ([[maybe_unused]] const std::int64_t slots : kSlots) fmt::print("---|");
   for (const std::int64_t pairs : kPairs) {
     fmt::print("\n| {} |", pairs);
-    for (const std::int64_t slots : kSlots) fmt::print(" {:.4f} |", accuracy(path, slots, pairs));
+    for (const std::int64_t slots : kSlots)
+      fmt::print(" {:.4f} |", accuracy(device, path, slots, pairs));
   }
   fmt::print("\n");
 }
@@ -51,14 +56,15 @@ void print_table(const std::string& label, const std::string& path) {
 
 int main(int argc, char** argv) {
   try {
-    if (argc < 2) throw proteus::ConfigError("usage: bank_study LABEL=CHECKPOINT...");
-    for (int i = 1; i < argc; ++i) {
+    if (argc < 3) throw proteus::ConfigError("usage: bank_study DEVICE LABEL=CHECKPOINT...");
+    const proteus::Device device = proteus::open_device(argv[1]);
+    for (int i = 2; i < argc; ++i) {
       const std::string text = argv[i];
       const auto equals = text.find('=');
       if (equals == std::string::npos) {
         throw proteus::ConfigError("expected LABEL=CHECKPOINT, got '" + text + "'");
       }
-      proteus::print_table(text.substr(0, equals), text.substr(equals + 1));
+      proteus::print_table(device, text.substr(0, equals), text.substr(equals + 1));
     }
     return 0;
   } catch (const std::exception& error) {

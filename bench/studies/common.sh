@@ -6,6 +6,7 @@
 #   DATA     the text (default data/tinyshakespeare.txt, as scripts/get_data fetches it)
 #   RUNS     where run folders go (default runs/studies)
 #   DEVICE   cpu or cuda (default cpu)
+#   OPTIONS  more options of every run, say --balance-rate 0.02; give them another RUNS, too
 #   PROTEUS  the program (default build/cpu/train/proteus)
 #   BENCH    where the programs of the studies are (default build/cpu/bench)
 set -euo pipefail
@@ -16,7 +17,8 @@ RUNS=${RUNS:-runs/studies}
 PROTEUS=${PROTEUS:-build/cpu/train/proteus}
 BENCH=${BENCH:-build/cpu/bench}
 DEVICE=${DEVICE:-cpu}
-export DEVICE PROTEUS OMP_WAIT_POLICY=passive
+OPTIONS=${OPTIONS:-}
+export DEVICE OPTIONS PROTEUS OMP_WAIT_POLICY=passive
 started=$(date +%s)
 queue=()
 failed=0
@@ -39,7 +41,7 @@ run() {
 carry_out() {
   local folder=${1%% *}
   mkdir -p "$folder"
-  if eval "$PROTEUS ${1#* } --device $DEVICE --threads 1 --quiet --out $folder" >"$folder.log" 2>&1; then
+  if eval "$PROTEUS ${1#* } $OPTIONS --device $DEVICE --threads 1 --quiet --out $folder" >"$folder.log" 2>&1; then
     touch "$folder/done"
   else
     echo "$folder failed: $(tail -n 1 "$folder.log")" >&2

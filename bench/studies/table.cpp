@@ -141,6 +141,10 @@ std::string table(const std::vector<Row>& rows) {
   const auto count = [](const auto& v) { return format_count(mean(v)); };
   add(columns, rows, "FLOP/token", "/total_flops_per_token", count);
   add(columns, rows, "parameters", "/params", count);
+  const bool idle = std::any_of(rows.begin(), rows.end(), [](const Row& row) {
+    return row.values("/active_params") != row.values("/params");
+  });
+  if (idle) add(columns, rows, "of a token", "/active_params", count);
   const auto share = [](const auto& v) { return with_deviation(v, 2); };
   add(columns, rows, "MaxVio", "/routing/maxvio_eval", share);
   add(columns, rows, "of both roles", "/routing/maxvio_eval_both", share);
