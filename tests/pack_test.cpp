@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <limits>
 #include <numeric>
 #include <tuple>
 #include <vector>
 
+#include "tensor/error.h"
 #include "tensor/ops/routing.h"
 #include "tensor/ops/select.h"
 #include "tensor/parallel.h"
@@ -171,9 +173,10 @@ TEST(Topk, EqualsASortForEveryWidth) {
     for (const std::int64_t H : {1, 2, 16, 63, 64, 65, 300, 2000}) {
       for (const std::int64_t k : {1, 2, 5, 32, 33, 64, 2000}) {
         if (k > H) continue;
-        // Few different values: ties everywhere.
+        // Few different values in most rows: ties everywhere.
         const Tensor scores =
             Tensor::rand({9, H}, {3, 4}, DType::f32, 0, 40).to(DType::i32).to(dtype);
+        scores.slice(0, 6, 9).copy_(Tensor::randn({3, H}, {3, 6}));
         const Tensor theta = Tensor::rand({H}, {3, 5}, DType::f32, 0, 4).to(DType::i32).to(dtype);
         const Ints got = ints(ops::topk_heads(scores, k, theta));
         for (std::int64_t n = 0; n < 9; ++n) {
@@ -207,6 +210,21 @@ TEST(Topk, InfinitiesAreOrderedLikeNumbers) {
   constexpr double kInf = std::numeric_limits<double>::infinity();
   const Tensor scores = Tensor::from({-kInf, 1, kInf, -kInf, -kInf, -kInf}, {2, 3});
   EXPECT_EQ(ints(ops::topk_heads(scores, 2)), (Ints{1, 2, 0, 1}));
+  // In rows that are long enough for a floor, too.
+  const Tensor wide = Tensor::full({3, 1000}, -kInf);
+  wide.select(0, 1).slice(0, 500, 501).fill_(1);
+  wide.select(0, 2).copy_(Tensor::randn({1000}, {2, 2}));
+  wide.select(0, 2).slice(0, 700, 702).fill_(kInf);
+  EXPECT_EQ(ints(ops::topk_heads(wide, 2)), (Ints{0, 1, 0, 500, 700, 701}));
+}
+
+// Wherever it stands, also where nothing else of the row is looked at closely.
+TEST(Topk, ANanInALongRowIsFound) {
+  for (const std::int64_t at : {0, 77, 640, 999}) {
+    const Tensor scores = Tensor::randn({3, 1000}, {2, 3});
+    scores.select(0, 1).slice(0, at, at + 1).fill_(std::nan(""));
+    EXPECT_THROW(ops::topk_heads(scores, 4), NumericError) << at;
+  }
 }
 
 }  // namespace

@@ -26,19 +26,19 @@ struct Columns {
 
 /// The matrices of all groups as [K, N] in the accumulation type: as they are if that is how they
 /// lie, otherwise copied (transposed, widened). Groups without rows are left out. Matrices that
-/// are `read_once` are transposed where they are read, and never go through memory twice.
+/// are `seldom_read` are transposed where they are read: the copy would go through memory twice.
 template <class T>
 class Matrices {
  public:
   using A = accum_t<T>;
 
   Matrices(const void* w, std::int64_t groups, std::int64_t sequences, std::int64_t K,
-           std::int64_t N, bool trans, const std::int32_t* offsets, bool read_once)
+           std::int64_t N, bool trans, const std::int32_t* offsets, bool seldom_read)
       : K_(K), N_(N) {
     const T* from = static_cast<const T*>(w);
     if constexpr (std::is_same_v<T, A>) {
-      transposed_later_ = trans && read_once;
-      if (!trans || read_once) {
+      transposed_later_ = trans && seldom_read;
+      if (!trans || seldom_read) {
         base_ = from;
         return;
       }
@@ -136,8 +136,8 @@ template <class T>
 void gather_typed(const GroupedGather& a) {
   using A = accum_t<T>;
   const auto blocks = row_blocks(a);
-  const bool read_once = static_cast<std::int64_t>(blocks.size()) <= a.groups;
-  const Matrices<T> w(a.w, a.groups, a.sequences, a.K, a.N, a.trans_w, a.offsets, read_once);
+  const bool seldom_read = static_cast<std::int64_t>(blocks.size()) <= a.groups;
+  const Matrices<T> w(a.w, a.groups, a.sequences, a.K, a.N, a.trans_w, a.offsets, seldom_read);
   parallel_for(static_cast<std::int64_t>(blocks.size()), 1, [&](auto from, auto to) {
     thread_local std::vector<A> turned;
     thread_local std::vector<A> wide;
@@ -158,13 +158,13 @@ void gather_typed(const GroupedGather& a) {
   });
 }
 
-// Sequences that share a pass over the weights: as many as give a group some rows on average. With
-// many groups a sequence has hardly a row of each, and every weight would be read for every row.
-std::int64_t sequences_at_once(const GroupedScatter& a) {
-  constexpr std::int64_t kRows = 24;
-  const std::int64_t wanted = kRows * a.groups * a.sequences;
-  return std::clamp<std::int64_t>(ceil_div(wanted, std::max<std::int64_t>(1, a.rows)), 1,
-                                  a.sequences);
+// Passes over the weights, each for as many sequences as give a group some rows on average. With
+// many groups a sequence has hardly a row of each, and every weight would be read for every row;
+// those that do not stay in a cache want more rows to share a read.
+std::int64_t passes_over_weights(const GroupedScatter& a) {
+  constexpr std::int64_t kCached = std::int64_t{1} << 20;  // elements
+  const std::int64_t rows = a.groups * a.K * a.N > kCached ? 96 : 24;
+  return std::clamp<std::int64_t>(a.rows / (rows * a.groups), 1, a.sequences);
 }
 
 // One task owns some columns of some sequences and goes through the groups in order: nobody else
@@ -173,19 +173,19 @@ template <class T>
 void scatter_sums(const GroupedScatter& a, accum_t<T>* sums) {
   using A = accum_t<T>;
   constexpr std::int64_t kTasks = 32;
-  constexpr std::int64_t kColumns = 64;  // what the microkernel takes at once
+  constexpr std::int64_t kColumns = 128;  // pieces of a matrix that are worth going to
+  constexpr std::int64_t kTurns = 2;      // passes that transpose for themselves
   const std::int64_t strips = ceil_div(a.N, kColumns);
-  const std::int64_t together = sequences_at_once(a);
-  const std::int64_t runs = ceil_div(a.sequences, together);
-  const Matrices<T> w(a.w, a.groups, a.sequences, a.K, a.N, a.trans_w, a.offsets, runs == 1);
+  const std::int64_t runs = passes_over_weights(a);
+  const Matrices<T> w(a.w, a.groups, a.sequences, a.K, a.N, a.trans_w, a.offsets, runs <= kTurns);
   const std::int64_t parts = std::clamp<std::int64_t>(ceil_div(kTasks, runs), 1, strips);
   const std::int64_t width = ceil_div(strips, parts) * kColumns;
   parallel_for(runs * parts, 1, [&](auto from, auto to) {
     thread_local std::vector<A> turned;
     thread_local std::vector<A> wide;
     for (std::int64_t t = from; t < to; ++t) {
-      const std::int64_t first = t / parts * together;
-      const std::int64_t last = std::min(a.sequences, first + together);
+      const std::int64_t first = t / parts * a.sequences / runs;
+      const std::int64_t last = (t / parts + 1) * a.sequences / runs;
       const std::int64_t column = t % parts * width;
       const std::int64_t n = std::min(width, a.N - column);
       for (std::int64_t g = 0; g < a.groups && n > 0; ++g) {
@@ -228,17 +228,20 @@ void weight_block(const GroupedWeight& a, std::int64_t g, std::int64_t p0, std::
   thread_local std::vector<A> rows_a;
   thread_local std::vector<A> rows_b;
   thread_local std::vector<A> sums;
-  sums.assign(static_cast<std::size_t>(p_count * a.Q), A(0));
+  const auto size = static_cast<std::size_t>(p_count * a.Q);
+  if (sums.size() < size) sums.resize(size);
+  const std::int64_t start = a.offsets[g * a.sequences];
   const std::int64_t stop = a.offsets[(g + 1) * a.sequences];
-  for (std::int64_t r = a.offsets[g * a.sequences]; r < stop; r += kBlockRows) {
+  if (start == stop) std::fill_n(sums.begin(), size, A(0));
+  for (std::int64_t r = start; r < stop; r += kBlockRows) {
     const std::int64_t end = std::min(stop, r + kBlockRows);
     copy_rows<T>(a.a, a.a_token, a.P, r, end, p0, p_count, rows_a);
     copy_rows<T>(a.b, a.b_token, a.Q, r, end, 0, a.Q, rows_b);
     tile::gemm<A>(p_count, a.Q, end - r, {rows_a.data(), 1, p_count, nullptr}, rows_b.data(), a.Q,
-                  {sums.data(), a.Q, nullptr}, true);
+                  {sums.data(), a.Q, nullptr}, r > start);
   }
   T* out = static_cast<T*>(a.dw) + (g * a.P + p0) * a.Q;
-  for (std::size_t i = 0; i < sums.size(); ++i) out[i] = T(sums[i]);
+  for (std::size_t i = 0; i < size; ++i) out[i] = T(sums[i]);
 }
 
 template <class T>

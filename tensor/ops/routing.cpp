@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "tensor/ops/transpose.h"
 #include "tensor/parallel.h"
 #include "tensor/vmath.h"
 
@@ -55,22 +56,18 @@ struct LogitTile {
   };
 
   const GateTable& gates;
-  std::vector<Lanes> xt;      // [R]
-  std::vector<Lanes> scores;  // [G]
+  const std::vector<T>& log_mass;  // of the gates in their order
+  std::vector<Lanes> xt;           // [R]
+  std::vector<Lanes> scores;       // [G]
   Lanes inverse;
   Vector best[kVectors];       // largest p·x so far,
   Integers nearest[kVectors];  // and the gate it belongs to
-  std::vector<T> log_mass;
 
-  explicit LogitTile(const GateTable& g)
+  LogitTile(const GateTable& g, const std::vector<T>& masses)
       : gates(g),
+        log_mass(masses),
         xt(static_cast<std::size_t>(g.R)),
-        scores(static_cast<std::size_t>(g.G)),
-        log_mass(scores.size()) {
-    for (std::size_t i = 0; i < log_mass.size(); ++i) {
-      log_mass[i] = std::log(static_cast<const T*>(g.mass)[g.order[i]]);
-    }
-  }
+        scores(static_cast<std::size_t>(g.G)) {}
 
   void load(const T* x, std::int64_t count) {
     const std::int64_t R = gates.R;
@@ -94,10 +91,7 @@ struct LogitTile {
     for (std::int64_t first = 0; first < gates.Hr; first += kHeads) {
       const std::int64_t heads = std::min(kHeads, gates.Hr - first);
       for (std::int64_t h = 0; h < heads; ++h) head(first + h, block[h]);
-      for (std::int64_t i = 0; i < count; ++i) {
-        T* to = z + i * gates.Hr + first;
-        for (std::int64_t h = 0; h < heads; ++h) to[h] = block[h].t[i];
-      }
+      transpose(block[0].t, kTokens, z + first, gates.Hr, heads, count);
     }
   }
 
@@ -177,10 +171,15 @@ struct LogitTile {
 template <class T>
 void gate_logits_typed(const GateLogitsFwd& a) {
   using Tile = LogitTile<T>;
-  constexpr std::int64_t kGrain = 4 * Tile::kTokens;
   const std::int64_t G = a.gates.G;
-  parallel_for(a.N, kGrain, [&](std::int64_t begin, std::int64_t end) {
-    Tile tile(a.gates);
+  // A tile's scores of many gates are worth keeping for more than a few tokens.
+  const std::int64_t grain = Tile::kTokens * (G < 256 ? 4 : 32);
+  std::vector<T> log_mass(static_cast<std::size_t>(G));
+  for (std::size_t i = 0; i < log_mass.size(); ++i) {
+    log_mass[i] = std::log(static_cast<const T*>(a.gates.mass)[a.gates.order[i]]);
+  }
+  parallel_for(a.N, grain, [&](std::int64_t begin, std::int64_t end) {
+    Tile tile(a.gates, log_mass);
     for (std::int64_t n = begin; n < end; n += Tile::kTokens) {
       const std::int64_t count = std::min<std::int64_t>(Tile::kTokens, end - n);
       tile.load(static_cast<const T*>(a.x) + n * a.gates.R, count);

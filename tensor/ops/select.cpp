@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cmath>
 #include <functional>
 #include <limits>
 #include <numeric>
@@ -17,6 +18,8 @@ namespace {
 constexpr std::int64_t kRowGrain = 64;  // rows per chunk
 constexpr std::int64_t kBlock = 16;     // values looked at together
 constexpr std::int64_t kMostBest = 32;  // larger k: a partial sort instead of a list of the best
+constexpr std::int64_t kLanes = 32;     // columns looked at together for a floor
+constexpr std::int64_t kLongRow = 256;  // values from which a floor pays
 
 template <class T>
 struct Best {
@@ -100,6 +103,93 @@ bool select_few(const T* scores, const T* theta, std::int64_t H, std::int64_t k,
   return true;
 }
 
+// A number that at least k values of scores − theta are above: every kLanes-th value makes a lane,
+// and k lanes have a largest value that is not below the k-th of these.
+template <class T>
+T floor_of_best(const T* scores, const T* theta, std::int64_t H, std::int64_t k) {
+  constexpr T kNothing = -std::numeric_limits<T>::infinity();
+  static_assert(kLanes >= kMostBest);
+  T top[kLanes];
+  int not_below[kLanes] = {};  // lanes whose largest value is not below this one's
+  std::fill_n(top, kLanes, kNothing);
+  for (std::int64_t begin = 0; begin + kLanes <= H; begin += kLanes) {
+#pragma omp simd
+    for (std::int64_t i = 0; i < kLanes; ++i) {
+      const T v = theta ? scores[begin + i] - theta[begin + i] : scores[begin + i];
+      top[i] = v > top[i] ? v : top[i];
+    }
+  }
+  for (std::int64_t j = 0; j < kLanes; ++j) {
+#pragma omp simd
+    for (std::int64_t i = 0; i < kLanes; ++i) not_below[i] += top[j] >= top[i] ? 1 : 0;
+  }
+  T floor = kNothing;
+#pragma omp simd reduction(max : floor)
+  for (std::int64_t i = 0; i < kLanes; ++i) {
+    floor = not_below[i] >= k && top[i] > floor ? top[i] : floor;
+  }
+  return std::nextafter(floor, kNothing);
+}
+
+// Values above a floor that k or a few more of them pass, in the order of their columns.
+template <class T>
+class Candidates {
+ public:
+  std::int64_t size() const { return size_; }
+  bool holds_block() const { return size_ + kBlock <= kMost; }
+
+  void offer(T value, std::int64_t index, T floor) {
+    found_[static_cast<std::size_t>(size_)] = {value, static_cast<std::int32_t>(index)};
+    size_ += value > floor ? 1 : 0;
+  }
+  // Of equal values the later goes first.
+  void drop_least() {
+    const auto end = found_.begin() + size_;
+    const auto least = std::min_element(found_.begin(), end, [](const auto& a, const auto& b) {
+      return a.value < b.value || (a.value == b.value && a.index > b.index);
+    });
+    std::copy(least + 1, end, least);
+    --size_;
+  }
+  void write(std::int32_t* heads) const {
+    for (std::int64_t j = 0; j < size_; ++j) heads[j] = found_[static_cast<std::size_t>(j)].index;
+  }
+
+ private:
+  static constexpr std::int64_t kMost = 2 * kMostBest;
+  std::int64_t size_ = 0;
+  std::array<Best<T>, kMost> found_;
+};
+
+// The same as select_few() for long rows: their best are about k of many, and all the others are
+// passed over by comparisons alone.
+template <class T>
+bool select_few_of_many(const T* scores, const T* theta, std::int64_t H, std::int64_t k,
+                        std::int32_t* heads) {
+  constexpr std::int64_t kStretch = 4 * kBlock;
+  const T floor = floor_of_best(scores, theta, H, k);
+  if (!std::isfinite(floor)) return select_few(scores, theta, H, k, heads);
+  Candidates<T> best;
+  T values[kBlock];
+  const auto none_in = [&](std::int64_t begin, std::int64_t n) {
+    return !any_not_below(scores + begin, theta ? theta + begin : nullptr, n, floor);
+  };
+  for (std::int64_t start = 0; start < H; start += kStretch) {
+    const std::int64_t stop = std::min(H, start + kStretch);
+    if (none_in(start, stop - start)) continue;
+    for (std::int64_t begin = start; begin < stop; begin += kBlock) {
+      const std::int64_t n = std::min(kBlock, stop - begin);
+      if (none_in(begin, n)) continue;
+      if (!adjust(scores + begin, theta ? theta + begin : nullptr, n, values)) return false;
+      if (!best.holds_block()) return select_few(scores, theta, H, k, heads);
+      for (std::int64_t i = 0; i < n; ++i) best.offer(values[i], begin + i, floor);
+    }
+  }
+  while (best.size() > k) best.drop_least();
+  best.write(heads);
+  return true;
+}
+
 template <class T>
 void select_many(const T* values, std::int64_t H, std::int64_t k, std::vector<std::int32_t>& order,
                  std::int32_t* heads) {
@@ -156,7 +246,8 @@ void topk_typed(const TopkFwd& a) {
       const std::int64_t k = a.count ? std::clamp<std::int64_t>(a.count[n], 0, a.k) : a.k;
       std::fill(heads + k, heads + a.k + a.extras, kNone);
       const bool one_pass = !a.extra && k > 0 && k <= kMostBest;
-      if (one_pass ? !select_few(scores, theta, a.H, k, heads)
+      const auto select = a.H < kLongRow ? select_few<T> : select_few_of_many<T>;
+      if (one_pass ? !select(scores, theta, a.H, k, heads)
                    : !adjust(scores, theta, a.H, values.data())) {
         std::fill(heads, heads + a.k + a.extras, kNanHead);
         auto& first = invalid[static_cast<std::size_t>(begin / kRowGrain)];
