@@ -120,6 +120,12 @@ void GatedMlpConfig::validate() const {
   check.at_least("expert_width", expert_width, 1);
   check.at_least("shared_width", shared_width, 0);
   check_gates("gated mlp");
+  if (salience.enabled()) {
+    throw ConfigError(fmt::format(
+        "gated mlp: salience.keep: expected 1, got {}; every token enters experts (an MLP is what "
+        "a token that skips routed heads has left), keep < 1 is for attention",
+        salience.keep));
+  }
 }
 
 }  // namespace proteus

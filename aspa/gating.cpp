@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "aspa/balance.h"
@@ -122,7 +123,7 @@ Gating::Choice Gating::choose(Role role, const Tensor& projected, const TokenTim
   if (config_.top_p < 1) {
     const std::int64_t least =
         slider::routed_heads(config_.alpha, router_.established(), config_.k_min);
-    count = ops::nucleus_counts(out.z, config_.top_p, least, k(), theta);
+    count = ops::nucleus_counts(out.z, config_.top_p, least, k(), competing(role, theta));
   }
   if (salience_) {
     const NoGradGuard no_grad;
@@ -131,6 +132,19 @@ Gating::Choice Gating::choose(Role role, const Tensor& projected, const TokenTim
   }
   out.heads = ops::topk_heads(out.z, k(), theta, count, router_.extra_heads(), nan_rows);
   return out;
+}
+
+// A new head must not take a share of the mass before it takes a place.
+Tensor Gating::competing(Role role, const Tensor& theta) const {
+  const Tensor& extra = router_.extra_heads();
+  if (!extra.defined()) return theta;
+  const Tensor out = router_.theta(role).clone();
+  for (std::int64_t h = 0; h < out.numel(); ++h) {
+    if (extra.data<std::int32_t>()[h] != 0) {
+      out.select(0, h).fill_(std::numeric_limits<double>::infinity());
+    }
+  }
+  return out.to(theta.device());
 }
 
 Variable Gating::salience_of(const Variable& projected, const Tensor& nearest) const {
@@ -158,7 +172,7 @@ Variable Gating::key_bias(const Variable& z, const RoleRouting& routing,
   if (z.defined()) bias = log_sigmoid(z);
   if (salience_) {
     const Variable more = shift(log_sigmoid(row_salience(routing, rows)), std::log(2.0));
-    bias = bias.defined() ? proteus::add(bias, more) : more;
+    bias = bias.defined() ? add(bias, more) : more;
   }
   return bias.defined() ? scale(bias, config_.alpha) : bias;
 }
@@ -166,13 +180,13 @@ Variable Gating::key_bias(const Variable& z, const RoleRouting& routing,
 void Gating::collect(Role role, const RoleRouting& routing, const PackedRows& rows,
                      const Tensor& share) {
   if (config_.telemetry) samples_[index(role)] = sample_of(routing.projected.value(), rows.heads);
-  add(role, routing, rows, share);
+  sum_up(role, routing, rows, share);
 }
 
-void Gating::add(Role role, const RoleRouting& routing, const PackedRows& rows,
-                 const Tensor& share) {
+void Gating::sum_up(Role role, const RoleRouting& routing, const PackedRows& rows,
+                    const Tensor& share) {
   count(counts_[index(role)], rows);
-  if (owner_) return owner_->add(role, routing, rows, share);
+  if (owner_) return owner_->sum_up(role, routing, rows, share);
   if (routing.salience.defined()) salience_->collect(role, routing.salience.value());
   if (!config_.prototypes.enabled) return;
   const Tensor& projected = routing.projected.value();

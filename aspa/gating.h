@@ -123,10 +123,12 @@ class Gating {
     std::vector<double> load() const;
   };
 
+  /// θ of a role with ∞ for the heads that come beside the k.
+  Tensor competing(Role role, const Tensor& theta) const;
   /// S per packed row.
   Variable row_salience(const RoleRouting& routing, const PackedRows& rows) const;
   void count(Count& count, const PackedRows& rows) const;
-  void add(Role role, const RoleRouting& routing, const PackedRows& rows, const Tensor& share);
+  void sum_up(Role role, const RoleRouting& routing, const PackedRows& rows, const Tensor& share);
   void tally(Role role, const Tensor& heads);
   void learn(double rate);
   void move_prototypes(double rate);

@@ -90,6 +90,49 @@ Variable gate_scores(const Gating& gating, const Variable& x) {
   return add(scores, mul(cosine, router.lambda()));
 }
 
+// How many heads a token enters: k, or the fewest whose softmax(z − θ) reaches top_p. `scores` are
+// its z − θ, the largest first.
+std::int64_t head_count(const Gating& gating, const std::vector<double>& scores) {
+  const GatingConfig& c = gating.config();
+  if (c.top_p >= 1) return gating.k();
+  double total = 0;
+  for (const double s : scores) total += std::exp(s);
+  double mass = 0;
+  for (std::int64_t count = 1; count <= gating.k(); ++count) {
+    mass += std::exp(scores[static_cast<std::size_t>(count - 1)]);
+    if (mass >= c.top_p * total) {
+      return std::max(count, slider::routed_heads(c.alpha, c.routed_heads, c.k_min));
+    }
+  }
+  return gating.k();
+}
+
+// The heads of every token of z [N, Hr]; none of one that is not `kept` (all are if that is empty).
+Tensor best_heads(const Gating& gating, const Variable& z, Role role,
+                  const std::function<bool(std::int64_t)>& kept) {
+  const auto values = z.value().to_vector();
+  const auto theta = gating.router().theta(role).to_vector();
+  const std::int64_t Hr = z.size(1);
+  const std::int64_t k = gating.k();
+  std::vector<double> heads;
+  for (std::int64_t n = 0; n < z.size(0); ++n) {
+    std::vector<std::int64_t> order(static_cast<std::size_t>(Hr));
+    std::iota(order.begin(), order.end(), 0);
+    const auto value = [&](std::int64_t h) {
+      return values[static_cast<std::size_t>(n * Hr + h)] - theta[static_cast<std::size_t>(h)];
+    };
+    std::stable_sort(order.begin(), order.end(),
+                     [&](std::int64_t a, std::int64_t b) { return value(a) > value(b); });
+    std::vector<double> scores;
+    for (const std::int64_t h : order) scores.push_back(value(h));
+    const std::int64_t count = kept && !kept(n) ? 0 : head_count(gating, scores);
+    std::sort(order.begin(), order.begin() + count);
+    std::fill(order.begin() + count, order.begin() + k, -1);
+    heads.insert(heads.end(), order.begin(), order.begin() + k);
+  }
+  return Tensor::from(heads, {z.size(0), k}, DType::i32);
+}
+
 class Reference {
  public:
   Reference(const AspaAttention& layer, const Variable& x)
@@ -182,53 +225,13 @@ class Reference {
     return add(sum, mul(reshape(best, {N}), kappa));
   }
 
-  // How many heads a token enters: the nucleus, and none where salience says so.
-  std::int64_t head_count(const std::vector<double>& scores, double salience, std::int64_t time,
-                          Role role) const {
-    const std::int64_t most = layer_.k();
-    if (layer_.salience() && time >= config_.salience.guard &&
-        !(salience > layer_.salience()->threshold(role, config_.alpha))) {
-      return 0;
-    }
-    if (config_.top_p >= 1) return most;
-    double total = 0;
-    for (const double s : scores) total += std::exp(s);
-    double mass = 0;
-    for (std::int64_t count = 1; count <= most; ++count) {
-      mass += std::exp(scores[static_cast<std::size_t>(count - 1)]);
-      if (mass >= config_.top_p * total) {
-        return std::max(count,
-                        slider::routed_heads(config_.alpha, config_.routed_heads, config_.k_min));
-      }
-    }
-    return most;
-  }
-
   Tensor select(const Variable& z, const Variable& in, Role role) const {
-    const auto saliences =
-        layer_.salience() ? salience(in).value().to_vector() : std::vector<double>();
-    const auto values = z.value().to_vector();
-    const auto theta = layer_.router().theta(role).to_vector();
-    const std::int64_t Hr = config_.routed_heads;
-    const std::int64_t k = layer_.k();
-    std::vector<double> heads;
-    for (std::int64_t n = 0; n < B_ * T_; ++n) {
-      std::vector<std::int64_t> order(static_cast<std::size_t>(Hr));
-      std::iota(order.begin(), order.end(), 0);
-      const auto value = [&](std::int64_t h) {
-        return values[static_cast<std::size_t>(n * Hr + h)] - theta[static_cast<std::size_t>(h)];
-      };
-      std::stable_sort(order.begin(), order.end(),
-                       [&](std::int64_t a, std::int64_t b) { return value(a) > value(b); });
-      std::vector<double> scores;
-      for (const std::int64_t h : order) scores.push_back(value(h));
-      const std::int64_t count = head_count(
-          scores, saliences.empty() ? 0 : saliences[static_cast<std::size_t>(n)], n % T_, role);
-      std::sort(order.begin(), order.begin() + count);
-      std::fill(order.begin() + count, order.begin() + k, -1);
-      heads.insert(heads.end(), order.begin(), order.begin() + k);
-    }
-    return Tensor::from(heads, {B_ * T_, k}, DType::i32);
+    if (!layer_.salience()) return best_heads(layer_.gating(), z, role, {});
+    const auto saliences = salience(in).value().to_vector();
+    const double threshold = layer_.salience()->threshold(role, config_.alpha);
+    return best_heads(layer_.gating(), z, role, [&](std::int64_t n) {
+      return n % T_ < config_.salience.guard || saliences[static_cast<std::size_t>(n)] > threshold;
+    });
   }
 
   // [B, Hr, T] of 0 and 1.
@@ -380,6 +383,10 @@ Variable reference_logits(const Gating& gating, const Variable& x) {
     mass[g * static_cast<std::size_t>(Hr) + static_cast<std::size_t>(heads[g])] = masses[g];
   }
   return log(matmul(exp(gate_scores(gating, x)), constant(mass, {G, Hr}, gating.router().dtype())));
+}
+
+Tensor reference_experts(const GatedMlp& layer, const Variable& x) {
+  return best_heads(layer.gating(), reference_logits(layer.gating(), x), Role::query, {});
 }
 
 Variable reference_forward(const GatedMlp& layer, const Variable& x, const Tensor& selected) {

@@ -24,6 +24,9 @@ ReferenceRouting reference_routing(const AspaAttention& layer, const Variable& x
 Variable reference_forward(const AspaAttention& layer, const Variable& x,
                            const Selection& selection);
 
+/// The experts i32 [B·T, k] that the MLP must select for x.
+Tensor reference_experts(const GatedMlp& layer, const Variable& x);
+
 /// The gated MLP for given experts i32 [B·T, k]: every expert runs on every token.
 Variable reference_forward(const GatedMlp& layer, const Variable& x, const Tensor& selected);
 

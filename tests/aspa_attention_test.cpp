@@ -254,23 +254,6 @@ TEST_F(AspaLayer, CausalBitForBit) {
   }
 }
 
-// The layer as a function of (x, parameters…) for gradcheck.
-Variable as_function(AspaAttention& layer, const std::vector<Variable>& v) {
-  const auto parameters = layer.parameters();
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    parameters[i].variable.set_value(v[i + 1].value());
-  }
-  const Variable x(v[0].value(), true);
-  const Variable y = layer.forward(x);
-  return record("layer", v, y.value(), {}, [&layer, x, y](const Backward& ctx) -> Gradients {
-    layer.zero_grad();
-    y.backward(ctx.dy());
-    Gradients grads{x.grad()};
-    for (const Parameter& p : layer.parameters()) grads.push_back(p.variable.grad());
-    return grads;
-  });
-}
-
 // Invariant 6: every parameter (U, w, λ, μ, a, all projections and gates), selection frozen.
 TEST_F(AspaLayer, Gradcheck) {
   for (const auto& [alpha, sparse] :
@@ -282,14 +265,7 @@ TEST_F(AspaLayer, Gradcheck) {
     testing::settle(*layer);
     const Variable x = input(c, 2, 7);
     layer->force_selection(layer->select(x));
-    std::vector<Tensor> inputs{x.value()};
-    for (const Parameter& p : layer->parameters()) inputs.push_back(p.variable.value().clone());
-    GradcheckOptions options;
-    options.tolerance = 2e-6;
-    const auto result =
-        gradcheck([&](const std::vector<Variable>& v) { return as_function(*layer, v); }, inputs,
-                  {}, options);
-    EXPECT_TRUE(result.ok) << result.message;
+    testing::expect_gradients(*layer, x);
     for (const auto& [name, gradient] : run(*layer, input(c, 2, 7))) {
       double size = 0;
       for (const double g : gradient.to_vector()) size = std::max(size, std::abs(g));

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "aspa/attention.h"
+#include "autograd/gradcheck.h"
 #include "autograd/tape.h"
 #include "tensor/parallel.h"
 
@@ -72,6 +73,40 @@ inline Results gradients(const Module& layer, const Variable& x, const Variable&
   }
   layer.zero_grad();
   return out;
+}
+
+/// A layer's forward as a function of v = (x, parameters…), for gradcheck: the parameters take the
+/// values of v, and the gradients come from a pass of their own.
+template <class Forward>
+Variable as_function(const Module& layer, const Forward& forward, const std::vector<Variable>& v) {
+  const auto parameters = layer.parameters();
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    parameters[i].variable.set_value(v[i + 1].value());
+  }
+  const Variable x(v[0].value(), true);
+  const Variable y = forward(x);
+  return record("layer", v, y.value(), {}, [&layer, x, y](const Backward& ctx) -> Gradients {
+    layer.zero_grad();
+    y.backward(ctx.dy());
+    Gradients grads{x.grad()};
+    for (const Parameter& p : layer.parameters()) grads.push_back(p.variable.grad());
+    return grads;
+  });
+}
+
+/// Central differences of every element of x and of every parameter against the gradients.
+template <class Layer>
+void expect_gradients(Layer& layer, const Variable& x) {
+  std::vector<Tensor> inputs{x.value()};
+  for (const Parameter& p : layer.parameters()) inputs.push_back(p.variable.value().clone());
+  GradcheckOptions options;
+  options.tolerance = 2e-6;
+  const auto function = [&](const std::vector<Variable>& v) {
+    return as_function(
+        layer, [&](const Variable& in) { return layer.forward(in); }, v);
+  };
+  const auto result = gradcheck(function, inputs, {}, options);
+  EXPECT_TRUE(result.ok) << result.message;
 }
 
 /// Largest difference as a share of the largest number.

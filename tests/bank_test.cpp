@@ -317,23 +317,6 @@ TEST_F(AspaLayer, BankIsBounded) {
   }
 }
 
-// The layer as a function of (x, parameters…) for gradcheck.
-Variable as_function(AspaAttention& layer, const std::vector<Variable>& v) {
-  const auto parameters = layer.parameters();
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    parameters[i].variable.set_value(v[i + 1].value());
-  }
-  const Variable x(v[0].value(), true);
-  const Variable y = layer.forward(x);
-  return record("layer", v, y.value(), {}, [&layer, x, y](const Backward& ctx) -> Gradients {
-    layer.zero_grad();
-    y.backward(ctx.dy());
-    Gradients grads{x.grad()};
-    for (const Parameter& p : layer.parameters()) grads.push_back(p.variable.grad());
-    return grads;
-  });
-}
-
 // Invariant 6: every parameter, with the selection and the bank frozen.
 TEST_F(AspaLayer, BankGradcheck) {
   for (const bool sparse : {false, true}) {
@@ -350,14 +333,7 @@ TEST_F(AspaLayer, BankGradcheck) {
     const auto slots = frozen.bank.to_vector();
     EXPECT_TRUE(std::any_of(slots.begin(), slots.end(), [](double row) { return row >= 0; }));
     layer->force_selection(frozen);
-    std::vector<Tensor> inputs{x.value()};
-    for (const Parameter& p : layer->parameters()) inputs.push_back(p.variable.value().clone());
-    GradcheckOptions options;
-    options.tolerance = 2e-6;
-    const auto result =
-        gradcheck([&](const std::vector<Variable>& v) { return as_function(*layer, v); }, inputs,
-                  {}, options);
-    EXPECT_TRUE(result.ok) << result.message;
+    testing::expect_gradients(*layer, x);
   }
 }
 
