@@ -35,6 +35,18 @@ struct Option {
 
 void PrintTo(const Option& o, std::ostream* os) { *os << o.name; }
 
+std::int64_t pairs_of(const AttentionPlan& plan) {
+  const auto* segment = static_cast<const AttentionSegment*>(plan.segments.raw());
+  std::int64_t pairs = 0;
+  for (std::int64_t s = 0; s < plan.segments.size(0); ++s) {
+    for (std::int64_t q = segment[s].range; q < segment[s].range + segment[s].q_count; ++q) {
+      const std::int64_t lo = plan.lo.data<std::int32_t>()[q];
+      pairs += plan.hi.data<std::int32_t>()[q] - lo + std::min(plan.anchors, lo);
+    }
+  }
+  return pairs;
+}
+
 /// What is under test, with parameters far from zero and, where that counts, a training step old.
 class Part {
  public:
@@ -107,6 +119,35 @@ class Part {
   void after_step() {
     if (attention_) attention_->after_step(1);
     if (mlp_) mlp_->after_step(1);
+  }
+  /// Rows of heads or experts and pairs of attention that a pass over x visits.
+  std::int64_t visited(const Variable& x) {
+    const std::int64_t B = x.size(0);
+    const std::int64_t T = x.size(1);
+    std::int64_t sum = 0;
+    for (const Tensor& heads : select(x)) {
+      for (const double head : heads.to_vector()) sum += head >= 0 ? 1 : 0;
+    }
+    if (mlp_) return sum;
+    const AspaConfig& c = attention_->config();
+    if (c.shared_heads > 0) {
+      const auto window = [&](std::int64_t n) {
+        return slider::window(c.alpha, c.shared_window, n);
+      };
+      sum += pairs_of(ops::causal_plan(B, c.shared_heads, T, T, window, c.anchors, kCpu));
+    }
+    if (!routed()) return sum;
+    const Tensor visible = Tensor::empty({T + 1}, DType::i32);
+    for (std::int64_t n = 0; n <= T; ++n) {
+      visible.data<std::int32_t>()[n] =
+          static_cast<std::int32_t>(slider::window(c.alpha, c.window, n));
+    }
+    const RoutedRows rows = pack_selection(attention_->select(x), B, c.routed_heads, visible);
+    if (c.bank.slots == 0) return sum + pairs_of(stream_plan(rows, c.anchors));
+    evaluate(x.value());
+    const BankPlan plan = bank_plan(rows, bank_first(rows.key, visible, c.bank.stride),
+                                    attention_->bank(), c.bank.stride, c.anchors);
+    return sum + plan.keys.taken() + pairs_of(plan.attention);
   }
   /// forward() of x, one token of every sequence at a time.
   Tensor decode(const Tensor& x) {
@@ -270,6 +311,27 @@ TEST_P(EveryOption, RecomputationReusesDecisions) {
     EXPECT_FALSE(same_bits(recomputed.select(x)[0], plain.select(x)[0]));
   }
   expect_same_bits(gradients(recomputed.module(), x, y), expected);
+}
+
+// Invariant 10, counted instead of timed: (query, key) pairs and (token, head) rows, as the kernels
+// are told to visit them, and the bytes that a pass and its gradients need.
+TEST_P(EveryOption, WorkAndMemoryPerTokenAreConstant) {
+  Part part = make(1.0, DType::f32);
+  part.module().set_training(false);
+  const auto count = [&](std::int64_t T) {
+    const Variable x = input(1, T, DType::f32);
+    const double work = static_cast<double>(part.visited(x));
+    reset_peak_memory(DeviceType::cpu);
+    const std::int64_t before = memory_stats(DeviceType::cpu).live_bytes;
+    part.run(x);
+    const double bytes = static_cast<double>(memory_stats(DeviceType::cpu).peak_bytes - before);
+    return std::pair{work / static_cast<double>(T), bytes / static_cast<double>(T)};
+  };
+  const auto [work, bytes] = count(1024);
+  const auto [long_work, long_bytes] = count(8192);
+  EXPECT_GT(work, 0);
+  EXPECT_LE(long_work, 1.05 * work);
+  EXPECT_LE(long_bytes, 1.05 * bytes);
 }
 
 TEST_P(EveryOption, SameBitsForAnyNumberOfThreads) {

@@ -163,6 +163,54 @@ TEST_F(AspaLayer, ExpertsArePrunedUnderABoundOnly) {
   t.train(2);
 }
 
+// Whatever the reason: rules, a listener, a step under way.
+TEST_F(AspaLayer, RefusedSurgeryLeavesExpertsAsTheyWere) {
+  Trained t(expert_config());
+  const Results before = everything(t);
+  const EditHook refusing = [](const std::vector<RowEdit>&) { throw OutOfMemory("no room"); };
+  EXPECT_THROW(clone_gate(*t, 1, 0.1, {1, 1}, refusing), OutOfMemory);
+  EXPECT_THROW(merge_gates(*t, 1, 2, refusing), OutOfMemory);
+  EXPECT_THROW(prune_gate(*t, 1, refusing), OutOfMemory);
+  EXPECT_EQ(message_of<ConfigError>([&] { clone_gate(*t, 18, 0, {}, t.hook()); }),
+            "clone gate: expected a gate in [0, 18), got 18");
+  EXPECT_THROW(prune_gate(*t, -1, t.hook()), ConfigError);
+  EXPECT_THROW(merge_gates(*t, 0, 4, t.hook()), ConfigError);
+  EXPECT_THROW(rehome_gate(*t, 0, 6, t.hook()), ConfigError);
+  EXPECT_THROW(rehome_gate(*t, 0, 0, t.hook()), ConfigError);
+  EXPECT_THROW(prune_head(*t, 6, 100, t.hook()), ConfigError);
+  expect_same_bits(everything(t), before);
+  t->forward(Variable(probe(t->config())));  // a step begins
+  for (const auto& operate : std::vector<std::function<void()>>{
+           [&] { clone_gate(*t, 1, 0, {}, t.hook()); }, [&] { merge_gates(*t, 1, 2, t.hook()); },
+           [&] { prune_gate(*t, 1, t.hook()); }, [&] { rehome_gate(*t, 1, 3, t.hook()); },
+           [&] {
+             add_head(*t, {}, {1, 1}, t.hook());
+           },
+           [&] { prune_head(*t, 1, 100, t.hook()); }}) {
+    EXPECT_NE(message_of<ConfigError>(operate).find("a training step is under way"),
+              std::string::npos);
+  }
+  expect_same_bits(everything(t), before);
+  t->after_step(1);
+  prune_gate(*t, 4, t.hook());
+  prune_gate(*t, 3, t.hook());
+  const Results pruned = everything(t);
+  EXPECT_THROW(prune_gate(*t, 3, t.hook()), ConfigError);  // the last gate of its expert
+  expect_same_bits(everything(t), pruned);
+}
+
+TEST_F(AspaLayer, NoSurgeryOnExpertsWithAFrozenRouter) {
+  GatedMlpConfig c = expert_config();
+  c.frozen_router = true;
+  Trained t(c);
+  const Results before = everything(t);
+  EXPECT_EQ(message_of<ConfigError>([&] { prune_gate(*t, 1, t.hook()); }),
+            "prune gate: the router is frozen; its gates stay as they are");
+  EXPECT_THROW(merge_gates(*t, 1, 2, t.hook()), ConfigError);
+  EXPECT_THROW(add_head(*t, {}, {1, 1}, t.hook()), ConfigError);
+  expect_same_bits(everything(t), before);
+}
+
 // Heads and the experts beside them come and go together; their gates belong to attention.
 TEST_F(AspaLayer, SharedGatesAreOperatedOnWithAttention) {
   AspaConfig a = testing::config();

@@ -431,6 +431,9 @@ TEST_F(AspaLayer, ExpertErrorsSayWhatToChange) {
             "gated mlp: shared_width: expected at least 0, got -1");
   EXPECT_EQ(refusal([](GatedMlpConfig& c) { c.routed_heads = 0; }),
             "gated mlp: routed_heads: expected at least 1, got 0");
+  EXPECT_EQ(refusal([](GatedMlpConfig& c) { c.salience.keep = 0.5; }),
+            "gated mlp: salience.keep: expected 1, got 0.5; every token enters experts (an MLP is "
+            "what a token that skips routed heads has left), keep < 1 is for attention");
   const TestExperts layer(expert_config());
   EXPECT_EQ(message_of<ConfigError>([&] { layer->set_alpha(2); }),
             "gated mlp: alpha: expected a number in [0, 1], got 2");

@@ -178,8 +178,11 @@ TEST_F(AspaLayer, PruneIsBoundedByTheLargestShare) {
   }
   t.train(2);
   prune_gate(*t, 3, t.hook());  // one of the two that head 1 has left
+  const Results pruned = everything(t);
   EXPECT_EQ(message_of<ConfigError>([&] { prune_gate(*t, 3, t.hook()); }),
             "prune gate: gate 3 is the only gate of head 1; a head keeps one");
+  EXPECT_THROW(rehome_gate(*t, 3, 0, t.hook()), ConfigError);  // nor may it move
+  expect_same_bits(everything(t), pruned);
 }
 
 // A new head changes nothing at first, at any alpha; it learns beside the k and then competes.
@@ -263,6 +266,8 @@ TEST_F(AspaLayer, RefusedSurgeryLeavesEverything) {
             "merge gates: expected two gates of one head, got 0 of head 0 and 4 of head 1");
   EXPECT_EQ(message_of<ConfigError>([&] { rehome_gate(*t, 0, 7, t.hook()); }),
             "re-home gate: expected a head in [0, 5), got 7");
+  EXPECT_THROW(prune_gate(*t, -1, t.hook()), ConfigError);
+  EXPECT_THROW(prune_head(*t, 5, 100, t.hook()), ConfigError);
   EXPECT_THROW(t.optimizer->map_rows({{"no.such", {}}}), ConfigError);
   expect_same_bits(everything(t), before);
 }
@@ -292,6 +297,10 @@ TEST_F(AspaLayer, NoSurgeryOnAFrozenRouter) {
   const Results before = everything(t);
   EXPECT_EQ(message_of<ConfigError>([&] { clone_gate(*t, 1, 0, {}, t.hook()); }),
             "clone gate: the router is frozen; its gates stay as they are");
+  EXPECT_THROW(merge_gates(*t, 1, 2, t.hook()), ConfigError);
+  EXPECT_THROW(prune_gate(*t, 1, t.hook()), ConfigError);
+  EXPECT_THROW(rehome_gate(*t, 1, 3, t.hook()), ConfigError);
+  EXPECT_THROW(prune_head(*t, 1, 100, t.hook()), ConfigError);
   EXPECT_THROW(add_head(*t, {}, {1, 1}, t.hook()), ConfigError);
   expect_same_bits(everything(t), before);
 }

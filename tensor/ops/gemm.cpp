@@ -265,9 +265,10 @@ void gemm_packed(const GemmFwd& g) {
   }
 }
 
-// Whether so many rows read W that packing it pays.
+// Whether so many rows read W that packing it pays: from 16 on it takes 0.2 to 1 times as long as
+// the backend does, for 8 it takes 1.4 to 2 times as long, for one 3 to 5 times.
 bool packing_pays(const GemmFwd& g) {
-  constexpr std::int64_t kLeastRows = 64;
+  constexpr std::int64_t kLeastRows = 16;
   return g.batch == 1 && !g.trans_a && g.alpha == 1 && (g.beta == 0 || g.beta == 1) && g.K > 0 &&
          g.M >= kLeastRows;
 }
