@@ -4,17 +4,19 @@
 
 #include "aspa/reference.h"
 #include "aspa/surgery.h"
-#include "optim/adamw.h"
 #include "tensor/error.h"
 #include "tests/error_text.h"
 #include "tests/experts.h"
+#include "tests/trained.h"
 
 namespace proteus {
 namespace {
 
 using testing::AspaLayer;
 using testing::difference;
+using testing::everything;
 using testing::expect_close;
+using testing::expect_rows;
 using testing::expect_same_bits;
 using testing::expert_config;
 using testing::gradients;
@@ -24,60 +26,7 @@ using testing::TestExperts;
 
 Tensor probe(const GatedMlpConfig& c) { return Tensor::randn({2, 50, c.width}, {3, 2}, c.dtype); }
 
-/// A gated MLP with its optimizer, a few steps old.
-struct Trained {
-  TestExperts layer;
-  std::unique_ptr<AdamW> optimizer;
-  std::uint64_t step = 0;
-
-  explicit Trained(const GatedMlpConfig& c) : layer(c) {
-    std::vector<ParameterRef> refs;
-    for (const Parameter& p : layer->parameters()) refs.push_back({p.name, p.variable, p.decay});
-    optimizer = std::make_unique<AdamW>(refs, AdamWConfig{.weight_decay = 0.1});
-    train(3);
-  }
-  GatedMlp& operator*() const { return *layer; }
-  GatedMlp* operator->() const { return layer.layer.get(); }
-  EditHook hook() const {
-    return [this](const std::vector<RowEdit>& edits) { optimizer->map_rows(edits); };
-  }
-  void train(int steps) {
-    for (int i = 0; i < steps; ++i) {
-      layer->zero_grad();
-      const Tensor x = Tensor::randn({2, 24, 12}, {100 + ++step, 2}, layer->config().dtype);
-      const Variable y = layer->forward(Variable(x));
-      y.backward(Tensor::randn(y.shape(), {8, step}, y.dtype()));
-      optimizer->step(0.01);
-      layer->zero_grad();
-      layer->after_step(1);
-    }
-  }
-};
-
-Results everything(const Trained& t) {
-  Results all;
-  for (const Parameter& p : t->parameters()) all[p.name] = p.variable.value().clone();
-  for (const Buffer& b : t->buffers()) all[b.name] = b.tensor.clone();
-  for (const auto& [name, tensor] : t.optimizer->state()) all[name] = tensor.clone();
-  return all;
-}
-
-void expect_rows(const Results& all, std::int64_t gates, std::int64_t experts) {
-  for (const auto& [name, tensor] : all) {
-    for (const char* per_gate : {"router.w", "router.p", "router.N", "router.P", "router.mass",
-                                 "router.head_of_gate", "router.starving"}) {
-      if (name.ends_with(per_gate)) {
-        EXPECT_EQ(tensor.size(0), gates) << name;
-      }
-    }
-    for (const char* per_expert :
-         {"experts.up", "experts.gate", "experts.down", "theta_q", "ramp"}) {
-      if (name.ends_with(per_expert)) {
-        EXPECT_EQ(tensor.size(0), experts) << name;
-      }
-    }
-  }
-}
+using Trained = testing::Trained<TestExperts>;
 
 // The output stays, and so do the next optimizer steps.
 TEST_F(AspaLayer, CloningAnExpertsGateChangesNothing) {

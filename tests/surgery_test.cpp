@@ -4,10 +4,9 @@
 #include <gtest/gtest.h>
 
 #include "aspa/reference.h"
-#include "optim/adamw.h"
 #include "tensor/error.h"
-#include "tests/aspa_layers.h"
 #include "tests/error_text.h"
+#include "tests/trained.h"
 
 namespace proteus {
 namespace {
@@ -16,6 +15,7 @@ using testing::AspaLayer;
 using testing::config;
 using testing::difference;
 using testing::evaluate;
+using testing::everything;
 using testing::expect_close;
 using testing::expect_same_bits;
 using testing::gradients;
@@ -26,60 +26,13 @@ using testing::run;
 using testing::same_bits;
 using testing::TestLayer;
 
-/// A layer with its optimizer, a few steps old.
-struct Trained {
-  TestLayer layer;
-  std::unique_ptr<AdamW> optimizer;
-  std::uint64_t step = 0;
+using Trained = testing::Trained<TestLayer>;
 
-  explicit Trained(const AspaConfig& c, int steps = 3) : layer(c) {
-    std::vector<ParameterRef> refs;
-    for (const Parameter& p : layer->parameters()) refs.push_back({p.name, p.variable, p.decay});
-    optimizer = std::make_unique<AdamW>(refs, AdamWConfig{.weight_decay = 0.1});
-    train(steps);
-  }
-  AspaAttention& operator*() const { return *layer; }
-  AspaAttention* operator->() const { return layer.layer.get(); }
-  EditHook hook() const {
-    return [this](const std::vector<RowEdit>& edits) { optimizer->map_rows(edits); };
-  }
-  void train(int steps) {
-    for (int i = 0; i < steps; ++i) {
-      layer->zero_grad();
-      const Variable y = layer->forward(input(layer->config(), 2, 24, 100 + ++step));
-      y.backward(Tensor::randn(y.shape(), {8, step}, y.dtype()));
-      optimizer->step(0.01);
-      layer->zero_grad();
-      layer->after_step(1);
-    }
-  }
-};
-
-Results everything(const Trained& t) {
-  Results all;
-  for (const Parameter& p : t->parameters()) all[p.name] = p.variable.value().clone();
-  for (const Buffer& b : t->buffers()) all[b.name] = b.tensor.clone();
-  for (const auto& [name, tensor] : t.optimizer->state()) all[name] = tensor.clone();
-  return all;
-}
-
+// Rows of every table, and masses that sum to 1 in every head.
 void expect_consistent(const Trained& t) {
   const std::int64_t G = t->router().gate_state().w.size(0);
   const std::int64_t Hr = t->config().routed_heads;
-  for (const auto& [name, tensor] : everything(t)) {
-    for (const char* per_gate : {"router.w", "router.p", "router.N", "router.P", "router.mass",
-                                 "router.head_of_gate", "router.starving"}) {
-      if (name.ends_with(per_gate)) {
-        EXPECT_EQ(tensor.size(0), G) << name;
-      }
-    }
-    for (const char* per_head :
-         {"routed.q", "routed.k", "routed.v", "routed.o", "sink", "theta_q", "theta_k", "ramp"}) {
-      if (name.ends_with(per_head)) {
-        EXPECT_EQ(tensor.size(0), Hr) << name;
-      }
-    }
-  }
+  testing::expect_rows(everything(t), G, Hr);
   std::vector<double> mass(static_cast<std::size_t>(Hr));
   const GateState gates = t->router().gate_state();
   for (std::int64_t g = 0; g < G; ++g) {
