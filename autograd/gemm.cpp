@@ -35,7 +35,11 @@ Variable linear(const Variable& x, const Variable& any_weight, const Variable& a
                 {x.value(), weight.value()}, [](const Backward& ctx) -> Gradients {
                   const Tensor& dy = ctx.dy();
                   Gradients g(3);
-                  if (ctx.needs(0)) g[0] = ops::linear_dx(dy, ctx.saved(1));
+                  if (const Tensor* sum = ctx.sum(0)) {
+                    ops::linear_dx_add(*sum, dy, ctx.saved(1));
+                  } else if (ctx.needs(0)) {
+                    g[0] = ops::linear_dx(dy, ctx.saved(1));
+                  }
                   if (ctx.needs(1)) g[1] = ops::linear_dweight(dy, ctx.saved(0));
                   if (ctx.needs(2)) g[2] = ops::bias_backward(dy, {}, true).dbias;
                   return g;
@@ -45,8 +49,9 @@ Variable linear(const Variable& x, const Variable& any_weight, const Variable& a
 Variable wide_linear(const Variable& x, const Variable& weight) {
   return record("wide_linear", {x, weight}, ops::wide_linear(x.value(), weight.value()),
                 {x.value(), weight.value()}, [](const Backward& ctx) -> Gradients {
-                  const auto g = ops::wide_linear_backward(ctx.saved(0), ctx.saved(1), ctx.dy(),
-                                                           ctx.needs(0), ctx.needs(1));
+                  const auto g =
+                      ops::wide_linear_backward(ctx.saved(0), ctx.saved(1), ctx.dy(), ctx.needs(0),
+                                                ctx.needs(1), ctx.sum(0));
                   return {g.dx, g.dweight};
                 });
 }

@@ -1,5 +1,7 @@
 #include "autograd/grouped_gemm.h"
 
+#include <utility>
+
 #include "autograd/tape.h"
 #include "autograd/view.h"
 #include "tensor/ops/grouped_gemm.h"
@@ -13,7 +15,11 @@ Variable grouped_linear(const Variable& x, const Variable& any_weight, const Pac
   return record("grouped_linear", {x, weight}, ops::grouped_gather(x.value(), weight.value(), rows),
                 {x.value(), weight.value()}, [rows](const Backward& ctx) -> Gradients {
                   Gradients g(2);
-                  if (ctx.needs(0)) g[0] = ops::grouped_scatter(ctx.dy(), ctx.saved(1), rows, true);
+                  if (const Tensor* sum = ctx.sum(0)) {
+                    ops::grouped_scatter_add(*sum, ctx.dy(), ctx.saved(1), rows, true);
+                  } else if (ctx.needs(0)) {
+                    g[0] = ops::grouped_scatter(ctx.dy(), ctx.saved(1), rows, true);
+                  }
                   if (ctx.needs(1)) {
                     g[1] = ops::grouped_weight(ctx.saved(0), true, ctx.dy(), false, rows);
                   }
@@ -21,18 +27,30 @@ Variable grouped_linear(const Variable& x, const Variable& any_weight, const Pac
                 });
 }
 
-Variable grouped_combine(const Variable& y, const Variable& any_weight, const PackedRows& rows) {
+Variable grouped_combine(const Variable& y, const Variable& any_weight, const PackedRows& rows,
+                         const Variable& base) {
   const Variable weight = beside(any_weight, y);
-  return record("grouped_combine", {y, weight},
-                ops::grouped_scatter(y.value(), weight.value(), rows), {y.value(), weight.value()},
-                [rows](const Backward& ctx) -> Gradients {
-                  Gradients g(2);
+  const Tensor before = base.defined() ? base.value() : Tensor();
+  return record("grouped_combine", {y, weight, base},
+                ops::grouped_scatter(y.value(), weight.value(), rows, false, before),
+                {y.value(), weight.value()}, [rows](const Backward& ctx) -> Gradients {
+                  Gradients g(3);
+                  if (ctx.needs(2)) g[2] = ctx.dy();
                   if (ctx.needs(0)) g[0] = ops::grouped_gather(ctx.dy(), ctx.saved(1), rows, true);
                   if (ctx.needs(1)) {
                     g[1] = ops::grouped_weight(ctx.saved(0), false, ctx.dy(), true, rows);
                   }
                   return g;
                 });
+}
+
+Variable grouped_combine(const Variable& y, const Variable& weight, const PackedRows& rows,
+                         Variable&& base) {
+  const bool in_place = base.defined() && !will_record({y, weight, base}) &&
+                        base.value().storage().use_count() == 1 && base.value().is_contiguous();
+  if (!in_place) return grouped_combine(y, weight, rows, static_cast<const Variable&>(base));
+  ops::grouped_scatter_add(base.value(), y.value(), beside(weight, y).value(), rows);
+  return std::move(base);
 }
 
 }  // namespace proteus

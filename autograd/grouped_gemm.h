@@ -11,8 +11,13 @@ namespace proteus {
 Variable grouped_linear(const Variable& x, const Variable& weight, const PackedRows& rows);
 
 /// y [M, D], weight [G, D, C] → [tokens, C]: every token is the sum of its rows times their
-/// matrices, in ascending order of the group; zero for a token without rows. Saves y, weight and
-/// the rows.
-Variable grouped_combine(const Variable& y, const Variable& weight, const PackedRows& rows);
+/// matrices, in ascending order of the group, after its row of base [tokens, C] (zero where that is
+/// undefined). Saves y, weight and the rows.
+Variable grouped_combine(const Variable& y, const Variable& weight, const PackedRows& rows,
+                         const Variable& base = {});
+/// The same with a base that nobody needs afterwards: where no history is recorded, the result takes
+/// its memory.
+Variable grouped_combine(const Variable& y, const Variable& weight, const PackedRows& rows,
+                         Variable&& base);
 
 }  // namespace proteus

@@ -37,14 +37,15 @@ void check_gradient(const std::string& where, const Tensor& g, const Meta& expec
   throw AutogradError(where + ": expected " + describe(expected) + ", got " + proteus::describe(g));
 }
 
-// Sums g into `sum`, in place when nobody else can see that memory.
+// Whether a sum may be changed in place: nobody else can see its memory.
+bool owned(const Tensor& sum) { return sum.storage().use_count() == 1 && sum.is_contiguous(); }
+
 void accumulate_gradient(Tensor& sum, Tensor g) {
   if (!sum.defined()) {
     sum = std::move(g);
     return;
   }
-  const bool own = sum.storage().use_count() == 1 && sum.is_contiguous();
-  if (!own) sum = sum.clone();
+  if (!owned(sum)) sum = sum.clone();
   sum.add_(g);
 }
 
@@ -229,6 +230,17 @@ const Tensor& Backward::saved(int i) const {
 
 bool Backward::needs(int input) const {
   return node_.edges[static_cast<std::size_t>(input)].needed();
+}
+
+const Tensor* Backward::sum(int input) const {
+  const Node::Edge& edge = node_.edges[static_cast<std::size_t>(input)];
+  const Tensor* sum = nullptr;
+  if (edge.leaf) {
+    sum = &edge.leaf->grad;
+  } else if (edge.producer && !edge.producer->done) {
+    sum = &edge.producer->dys[static_cast<std::size_t>(edge.output)];
+  }
+  return sum && sum->defined() && owned(*sum) ? sum : nullptr;
 }
 
 std::vector<Variable> record(const char* name, const std::vector<Variable>& inputs,

@@ -37,6 +37,9 @@ class Backward {
   const Tensor& saved(int i) const;
   /// Whether the gradient of an input is wanted at all; if not, return {} for it.
   bool needs(int input) const;
+  /// What other functions have already sent to an input, for a kernel that can add to it in place;
+  /// return {} for that input then. Null where there is nothing yet, or somebody else sees it.
+  const Tensor* sum(int input) const;
 
  private:
   const Node& node_;

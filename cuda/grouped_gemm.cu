@@ -184,9 +184,9 @@ Stretches cut_tokens(const GroupedScatter& a) {
   return {length, size, ceil_div(length, size)};
 }
 
-template <class T>
-__global__ void round_kernel(const accum_t<T>* from, T* to, std::int64_t n) {
-  for (std::int64_t i = first_unit(); i < n; i += unit_step()) to[i] = T(from[i]);
+template <class From, class To>
+__global__ void convert_kernel(const From* from, To* to, std::int64_t n) {
+  for (std::int64_t i = first_unit(); i < n; i += unit_step()) to[i] = To(from[i]);
 }
 
 // Adds up in `out` itself where it is as wide as the sums.
@@ -199,7 +199,12 @@ void scatter(const GroupedScatter& a) {
   const auto bytes = static_cast<std::size_t>(size) * sizeof(A);
   const Storage space = scratch(kWide ? 0 : bytes);
   A* sums = static_cast<A*>(kWide ? a.out : space.data());
-  check(cudaMemsetAsync(sums, 0, bytes, current_stream()), "cudaMemsetAsync");
+  if (!a.base) {
+    check(cudaMemsetAsync(sums, 0, bytes, current_stream()), "cudaMemsetAsync");
+  } else if (a.base != sums) {
+    launch("grouped_scatter", convert_kernel<T, A>, blocks_for(size), kBlock, 0,
+           static_cast<const T*>(a.base), sums, size);
+  }
   if (a.rows > 0) {
     const Stretches cut = cut_tokens<Tile>(a);
     const StretchBegins begins(a, cut);
@@ -209,7 +214,7 @@ void scatter(const GroupedScatter& a) {
            sums);
   }
   if constexpr (!kWide) {
-    launch("grouped_scatter", round_kernel<T>, blocks_for(size), kBlock, 0,
+    launch("grouped_scatter", convert_kernel<A, T>, blocks_for(size), kBlock, 0,
            static_cast<const A*>(sums), static_cast<T*>(a.out), size);
   }
 }
@@ -301,7 +306,7 @@ void install_grouped_gemm_kernels() {
                  [&](auto tile) { gather<typename decltype(tile)::type>(a); });
   });
   grouped_scatter.install(DeviceType::cuda, [](const GroupedScatter& a) {
-    const bool words = whole_words(a.K, a.N, a.y, a.w, a.out);
+    const bool words = whole_words(a.K, a.N, a.y, a.w, a.base, a.out);
     if (a.dtype == DType::bf16 && words && scatters_in_shared(a)) return scatter_in_shared(a);
     with_tile<4>("grouped_scatter", a.dtype, words,
                  [&](auto tile) { scatter<typename decltype(tile)::type>(a); });

@@ -1,4 +1,4 @@
-// out[t] = Σ_{r: token[r] = t} y[r]·op(W[g(r)]) in bf16 (tensor/ops/grouped_gemm.h). A block owns a
+// out[t] = base[t] + Σ_{r: token[r] = t} y[r]·op(W[g(r)]) in bf16 (tensor/ops/grouped_gemm.h). A block owns a
 // stretch of tokens × 64 columns: their sums lie in shared memory in f32 and are written once. It
 // goes through the groups in order; tiles of up to 64 rows of a group, in pieces of 64 of their
 // width, pass through kStages buffers that are filled while earlier ones are multiplied. Without
@@ -16,7 +16,7 @@ constexpr int kStretch = 448;  // tokens: with 4 of 32 groups each, a tile of a 
 constexpr int kTileRows = 64;
 constexpr int kColumns = 64;
 constexpr int kDepth = 64;
-constexpr int kStages = 3;
+constexpr int kStages = 4;
 constexpr int kThreads = 256;
 constexpr int kPad = 8;  // rows of a block lie in different banks
 constexpr std::int64_t kMostGroups = 1024;
@@ -24,7 +24,7 @@ constexpr std::int64_t kMostGroups = 1024;
 struct Buffers {
   bf16 rows[kStages][kTileRows][kDepth + kPad];
   bf16 weight[kStages][kDepth][kColumns + kPad];  // or [column][depth]: both are 64
-  float sums[kStretch][kColumns + kPad];
+  float sums[kStretch][kColumns];
   std::int32_t token[kStages][kTileRows];
   std::int32_t begin[kMostGroups], end[kMostGroups];
 };
@@ -77,15 +77,16 @@ __device__ void load_piece(const GroupedScatter& a, const Walk& w, std::int64_t 
   }
 }
 
-// A warp's 32 rows × 16 columns of the tile.
+constexpr int kWarpRows = 16;
+constexpr int kWarpColumns = 32;
+
+// A warp's part of the tile.
 struct WarpSums {
-  float v[2][2][4];
+  float v[kWarpColumns / 8][4];
 
   __device__ void clear() {
-    for (auto& rows : v) {
-      for (auto& columns : rows) {
-        for (float& x : columns) x = 0;
-      }
+    for (auto& columns : v) {
+      for (float& x : columns) x = 0;
     }
   }
   template <bool kTrans>
@@ -94,39 +95,75 @@ struct WarpSums {
     const int line = lane() % 8;
 #pragma unroll
     for (int k = 0; k < kDepth; k += 16) {
-      std::uint32_t left[2][4];
-      std::uint32_t right[4];
-      for (int i = 0; i < 2; ++i) {
-        load_blocks(left[i], &b.rows[stage][m0 + 16 * i + block % 2 * 8 + line][k + block / 2 * 8]);
-      }
-      if constexpr (kTrans) {
-        load_blocks(right, &b.weight[stage][n0 + block / 2 * 8 + line][k + block % 2 * 8]);
-      } else {
-        load_blocks_transposed(right,
-                               &b.weight[stage][k + block % 2 * 8 + line][n0 + block / 2 * 8]);
-      }
-      for (int i = 0; i < 2; ++i) {
-        mma(v[i][0], left[i], right[0], right[1]);
-        mma(v[i][1], left[i], right[2], right[3]);
+      std::uint32_t left[4];
+      load_blocks(left, &b.rows[stage][m0 + block % 2 * 8 + line][k + block / 2 * 8]);
+#pragma unroll
+      for (int n = 0; n < kWarpColumns; n += 16) {
+        std::uint32_t right[4];
+        if constexpr (kTrans) {
+          load_blocks(right, &b.weight[stage][n0 + n + block / 2 * 8 + line][k + block % 2 * 8]);
+        } else {
+          load_blocks_transposed(
+              right, &b.weight[stage][k + block % 2 * 8 + line][n0 + n + block / 2 * 8]);
+        }
+        mma(v[n / 8], left, right[0], right[1]);
+        mma(v[n / 8 + 1], left, right[2], right[3]);
       }
     }
   }
-  // A row of a group is one token's, and no other row of this tile is: nobody else adds there.
+  // A row of a group is one token's, and no other row of this tile is: nobody else adds there. The
+  // four lanes of a row swap halves of two neighbouring blocks, so that each has four columns in a
+  // row; and of the eight lanes whose 16 bytes are accessed together, which have two rows, the lanes
+  // of one row take other blocks than those of the other. So they touch all banks, whatever the
+  // tokens.
   __device__ void add_to_tokens(Buffers& b, int stage, int rows, std::int64_t first, int m0,
                                 int n0) const {
-    for (int i = 0; i < 2; ++i) {
-      for (int half = 0; half < 2; ++half) {
-        const int m = m0 + 16 * i + 8 * half + lane() / 4;
-        if (m >= rows) continue;
-        float* sums = &b.sums[b.token[stage][m] - first][n0 + lane() % 4 * 2];
-        for (int j = 0; j < 2; ++j) {
-          sums[8 * j] += v[i][j][2 * half];
-          sums[8 * j + 1] += v[i][j][2 * half + 1];
+    const bool odd_row = lane() / 4 % 2 != 0;
+    const bool odd = lane() % 2 != 0;
+    const int column = n0 + (odd ? 8 : 0) + lane() % 4 / 2 * 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int m = m0 + 8 * half + lane() / 4;
+      float* sums = b.sums[m < rows ? b.token[stage][m] - first : 0] + column;
+#pragma unroll
+      for (int turn = 0; turn < kWarpColumns / 16; ++turn) {
+        const int pair = odd_row ? turn ^ 1 : turn;
+        float own[2];
+        float others[2];
+        for (int e = 0; e < 2; ++e) {
+          const float low = odd_row ? v[2 * (turn ^ 1)][2 * half + e] : v[2 * turn][2 * half + e];
+          const float high =
+              odd_row ? v[2 * (turn ^ 1) + 1][2 * half + e] : v[2 * turn + 1][2 * half + e];
+          own[e] = odd ? high : low;
+          others[e] = __shfl_xor_sync(kAllLanes, odd ? low : high, 1);
         }
+        if (m >= rows) continue;
+        float4& four = *reinterpret_cast<float4*>(sums + 16 * pair);
+        float4 sum = four;
+        sum.x += odd ? others[0] : own[0];
+        sum.y += odd ? others[1] : own[1];
+        sum.z += odd ? own[0] : others[0];
+        sum.w += odd ? own[1] : others[1];
+        four = sum;
       }
     }
   }
 };
+
+__device__ void begin_sums(const GroupedScatter& a, Buffers& b, std::int64_t first, int tokens,
+                           std::int64_t n0) {
+  constexpr int kPack = kPackOf<bfloat16>;
+  constexpr int kPacks = kColumns / kPack;
+  for (int at = static_cast<int>(threadIdx.x); at < tokens * kPacks; at += kThreads) {
+    const int token = at / kPacks;
+    const int n = at % kPacks * kPack;
+    Pack<bfloat16, kPack> from{};
+    if (a.base && n0 + n < a.N) {
+      from = load_pack<kPack>(static_cast<const bfloat16*>(a.base) + (first + token) * a.N + n0 + n);
+    }
+    for (int i = 0; i < kPack; ++i) b.sums[token][n + i] = static_cast<float>(from[i]);
+  }
+}
 
 __device__ void write_sums(const GroupedScatter& a, const Buffers& b, std::int64_t first,
                            int tokens, std::int64_t n0) {
@@ -157,9 +194,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     b.begin[g] = begin_of[g];
     b.end[g] = begin_of[a.groups + g];
   }
-  for (int at = static_cast<int>(threadIdx.x); at < tokens * kColumns; at += kThreads) {
-    b.sums[at / kColumns][at % kColumns] = 0;
-  }
+  begin_sums(a, b, first, tokens, n0);
   __syncthreads();
   Walk now;
   now.next_group(a, b);
@@ -172,8 +207,8 @@ __global__ void __launch_bounds__(kThreads, 1)
     commit_copies();  // one group a piece, so that counting them tells which has arrived
   };
   for (int stage = 0; stage < kStages - 1; ++stage) load_next(stage);
-  const int m0 = warp_of_block() % 2 * 32;
-  const int column = warp_of_block() / 2 * 16;
+  const int m0 = warp_of_block() % 4 * kWarpRows;
+  const int column = warp_of_block() / 4 * kWarpColumns;
   WarpSums sums;
   for (int stage = 0; !now.done(a); stage = stage + 1 == kStages ? 0 : stage + 1) {
     wait_copies<kStages - 2>();

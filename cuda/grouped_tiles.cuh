@@ -212,11 +212,13 @@ struct MmaTile {
       }
     }
     const std::int64_t steps = ceil_div(K, kDepth);
+    Mover<kAlongA, kRows> move_a(a, m0);
+    Mover<kAlongB, kColumns> move_b(b, n0);
     const auto load = [&](std::int64_t step) {
       if (step < steps) {
         const auto stage = static_cast<int>(step % kStages);
-        copy(a, m0, step * kDepth, piece<kAlongA>(shared.a[stage]));
-        copy(b, n0, step * kDepth, piece<kAlongB>(shared.b[stage]));
+        move_a.copy(piece<kAlongA>(shared.a[stage]));
+        move_b.copy(piece<kAlongB>(shared.b[stage]));
       }
       commit_copies();  // one group a step, so that counting them tells which has arrived
     };
@@ -272,24 +274,71 @@ struct MmaTile {
     }
   }
 
+  /// Copies one piece of a matrix after the other: the next kDepth along k, kOuter of the others from
+  /// `outer` on. Where rows run along k and are given by a list, the places in the list are read one
+  /// step ahead: a copy waits for no other access.
   template <bool kRowsAlongK, int kOuter>
-  __device__ static void copy(const RowMatrix<bfloat16>& from, std::int64_t outer, std::int64_t k,
-                              Piece<kRowsAlongK, kOuter>& to) {
+  class Mover {
     using P = Piece<kRowsAlongK, kOuter>;
-    constexpr int kChunks = P::kWide / 8;  // of 16 bytes in a row
+    static constexpr int kChunks = P::kWide / 8;  // of 16 bytes in a row
+    static constexpr int kCount = P::kHigh * kChunks / kThreads;
     static_assert(P::kHigh * kChunks % kThreads == 0);
-    const std::int64_t row0 = kRowsAlongK ? k : outer;
-    const std::int64_t column0 = kRowsAlongK ? outer : k;
+
+   public:
+    __device__ Mover(const RowMatrix<bfloat16>& from, std::int64_t outer) : from_(from) {
 #pragma unroll
-    for (int i = 0; i < P::kHigh * kChunks / kThreads; ++i) {
-      const int at = i * kThreads + static_cast<int>(threadIdx.x);
-      const int row = at / kChunks;
-      const int column = at % kChunks * 8;
-      const bool inside = row0 + row < from.rows && column0 + column < from.columns;
-      copy_async_16(&to.v[row][column],
-                    inside ? from.row(row0 + row) + column0 + column : from.base, inside);
+      for (int i = 0; i < kCount; ++i) {
+        if constexpr (kRowsAlongK) {
+          row_[i] = from.base + outer + column(i);
+          inside_[i] = outer + column(i) < from.columns;
+          if (!from.list) row_[i] += line(i) * from.width;
+        } else {
+          inside_[i] = outer + line(i) < from.rows;
+          row_[i] = (inside_[i] ? from.row(outer + line(i)) : from.base) + column(i);
+        }
+      }
+      look_up();
     }
-  }
+
+    __device__ void copy(P& to) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const bool there = kRowsAlongK ? at_ + line(i) < from_.rows : at_ + column(i) < from_.columns;
+        const bool inside = inside_[i] && there;
+        const bfloat16* source = row_[i];
+        if constexpr (kRowsAlongK) {
+          if (from_.list) source += next_[i] * from_.width;
+        }
+        copy_async_16(&to.v[line(i)][column(i)], inside ? source : from_.base, inside);
+        if (!kRowsAlongK || !from_.list) row_[i] += kRowsAlongK ? kDepth * from_.width : kDepth;
+      }
+      at_ += kDepth;
+      look_up();
+    }
+
+   private:
+    __device__ static int line(int i) {
+      return (i * kThreads + static_cast<int>(threadIdx.x)) / kChunks;
+    }
+    __device__ static int column(int i) {
+      return (i * kThreads + static_cast<int>(threadIdx.x)) % kChunks * 8;
+    }
+    __device__ void look_up() {
+      if constexpr (kRowsAlongK) {
+        if (!from_.list) return;
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+          next_[i] = at_ + line(i) < from_.rows ? from_.list[at_ + line(i)] : 0;
+        }
+      }
+    }
+
+    const RowMatrix<bfloat16>& from_;
+    const bfloat16* row_[kCount];
+    bool inside_[kCount];
+    std::int64_t at_ = 0;  // of the next piece, along k
+    std::int32_t next_[kRowsAlongK ? kCount : 1];
+  };
 
   template <class LeftPiece, class RightPiece>
   __device__ static void add_product(const LeftPiece& a, const RightPiece& b, Sums& sums) {

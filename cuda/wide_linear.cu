@@ -103,6 +103,7 @@ void split_bwd(const WideLinearBwd& a) {
                       .lda = wide,
                       .ldb = a.K,
                       .ldc = a.K,
+                      .beta = a.add_dx ? 1.0 : 0.0,
                       .dtype = DType::bf16});
   }
   if (!a.dweight) return;
@@ -148,10 +149,12 @@ void bwd(const WideLinearBwd& a) {
             .lda = a.N,
             .ldb = a.K,
             .ldc = a.K,
+            .beta = a.add_dx ? 1.0 : 0.0,
             .dtype = a.dtype};
   if (a.dx) gemm_fwd(here(), g);
   g.b = a.x;
   g.c = a.dweight;
+  g.beta = 0;
   g.M = a.N;
   g.K = a.M;
   g.trans_a = true;

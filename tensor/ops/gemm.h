@@ -75,6 +75,8 @@ LinearGelu linear_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias
 
 /// dy [..., out] · weight [out, in] → dx [..., in].
 Tensor linear_dx(const Tensor& dy, const Tensor& weight);
+/// The same, added to dx [..., in] in place, which is contiguous.
+void linear_dx_add(const Tensor& dx, const Tensor& dy, const Tensor& weight);
 /// dyᵀ·x summed over all leading dimensions → dweight [out, in].
 Tensor linear_dweight(const Tensor& dy, const Tensor& x);
 

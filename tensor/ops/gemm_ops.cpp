@@ -316,6 +316,16 @@ Tensor linear_dx(const Tensor& dy, const Tensor& weight) {
   return dx;
 }
 
+void linear_dx_add(const Tensor& dx, const Tensor& dy, const Tensor& weight) {
+  const std::string call = "linear_dx_add(dx, dy, weight)";
+  check_backward(call, dy, weight);
+  check_like(call, "dx", dx, dy);
+  check_shape(call, "dx", dx, with_last(dy.shape(), weight.size(1)), "(= rows of dy, in)");
+  if (!dx.is_contiguous()) throw ShapeError(call + ": dx: expected contiguous rows");
+  product(rows_of(dx), {rows_of(dy), false}, {weight, false}, 1, 1);
+  dx.bump_version();
+}
+
 Tensor linear_dweight(const Tensor& dy, const Tensor& x) {
   const std::string call = "linear_dweight(dy, x)";
   check_floating(call, "dy", dy);

@@ -209,8 +209,10 @@ void scatter_typed(const GroupedScatter& a) {
   const bool wide = std::is_same_v<T, A>;
   const Storage space(wide ? 0 : static_cast<std::size_t>(size) * sizeof(A), kCpu);
   A* sums = static_cast<A*>(wide ? a.out : space.data());
+  const T* base = static_cast<const T*>(a.base);
   parallel_for(size, kGrain, [&](std::int64_t from, std::int64_t to) {
-    std::fill(sums + from, sums + to, A(0));
+    if (base == a.out && wide) return;
+    for (std::int64_t i = from; i < to; ++i) sums[i] = base ? A(base[i]) : A(0);
   });
   if (a.rows > 0) scatter_sums<T>(a, sums);
   if (wide) return;
@@ -326,17 +328,17 @@ Tensor grouped_gather(const Tensor& x_any, const Tensor& w_any, const PackedRows
   return y;
 }
 
-Tensor grouped_scatter(const Tensor& y_any, const Tensor& w_any, const PackedRows& rows,
-                       bool trans_w) {
-  const std::string call = "grouped_scatter(y, w, rows)";
-  check_rows(call, "y", y_any, rows, rows.rows(), "packed rows");
-  const std::int64_t N = check_weight(call, w_any, y_any, rows, trans_w);
+namespace {
+
+/// Writes out [tokens, N], which is contiguous; `base` as in GroupedScatter.
+void scatter_to(const Tensor& out, const Tensor& y_any, const Tensor& w_any, const PackedRows& rows,
+                bool trans_w, const void* base) {
   const Tensor y = y_any.contiguous();
   const Tensor w = w_any.contiguous();
-  Tensor out = Tensor::empty({rows.tokens(), N}, y.dtype(), y.device());
-  if (out.numel() == 0) return out;
+  if (out.numel() == 0) return;
   proteus::grouped_scatter(y.device(), {.y = y.raw(),
                                         .w = w.raw(),
+                                        .base = base,
                                         .out = out.raw(),
                                         .token = rows.token.data<std::int32_t>(),
                                         .offsets = rows.offsets.data<std::int32_t>(),
@@ -345,10 +347,39 @@ Tensor grouped_scatter(const Tensor& y_any, const Tensor& w_any, const PackedRow
                                         .rows = rows.rows(),
                                         .tokens = rows.tokens(),
                                         .K = y.size(1),
-                                        .N = N,
+                                        .N = out.size(1),
                                         .trans_w = trans_w,
                                         .dtype = y.dtype()});
+}
+
+}  // namespace
+
+Tensor grouped_scatter(const Tensor& y, const Tensor& w, const PackedRows& rows, bool trans_w,
+                       const Tensor& base_any) {
+  const std::string call = "grouped_scatter(y, w, rows)";
+  check_rows(call, "y", y, rows, rows.rows(), "packed rows");
+  const std::int64_t N = check_weight(call, w, y, rows, trans_w);
+  Tensor base;
+  if (base_any.defined()) {
+    check_like(call, "base", base_any, y);
+    check_shape(call, "base", base_any, {rows.tokens(), N}, "(= tokens of the rows, width of w)");
+    base = base_any.contiguous();
+  }
+  Tensor out = Tensor::empty({rows.tokens(), N}, y.dtype(), y.device());
+  scatter_to(out, y, w, rows, trans_w, base.defined() ? base.raw() : nullptr);
   return out;
+}
+
+void grouped_scatter_add(const Tensor& sum, const Tensor& y, const Tensor& w,
+                         const PackedRows& rows, bool trans_w) {
+  const std::string call = "grouped_scatter_add(sum, y, w, rows)";
+  check_rows(call, "y", y, rows, rows.rows(), "packed rows");
+  const std::int64_t N = check_weight(call, w, y, rows, trans_w);
+  check_like(call, "sum", sum, y);
+  check_shape(call, "sum", sum, {rows.tokens(), N}, "(= tokens of the rows, width of w)");
+  if (!sum.is_contiguous()) throw ShapeError(call + ": sum: expected contiguous rows");
+  scatter_to(sum, y, w, rows, trans_w, sum.raw());
+  sum.bump_version();
 }
 
 Tensor grouped_weight(const Tensor& a_any, bool gather_a, const Tensor& b_any, bool gather_b,

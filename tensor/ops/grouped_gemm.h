@@ -2,7 +2,7 @@
 // group (head), then by sequence, then by time; offsets [G·S + 1] bounds the rows of every (group,
 // sequence), group-major; token[r] is the row of the unpacked matrix that packed row r stands for.
 //   gather   y[r]   = x[token[r]]·op(W[g(r)])
-//   scatter  out[t] = Σ_{r: token[r] = t} y[r]·op(W[g(r)]), in ascending order of the group
+//   scatter  out[t] = base[t] + Σ_{r: token[r] = t} y[r]·op(W[g(r)]), in ascending order of the group
 //   weight   dW[g]  = Σ_{r of g} a[r]ᵀ·b[r], in ascending order of the row
 // The bits of a product row depend on that row and its matrix only: not on the number of rows in
 // the group, not on the place of the row, not on the number of threads.
@@ -28,11 +28,13 @@ struct GroupedGather {
 };
 extern Slot<GroupedGather> grouped_gather;
 
-/// y [M, K], w as above, out [tokens, N]: all of it is written, 0 for tokens without rows. Summed
-/// in the accumulation type, rounded once. The tokens of two sequences are different.
+/// y [M, K], w as above, out [tokens, N]: all of it is written. base is like out, or out itself, or
+/// null for 0. Summed in the accumulation type, rounded once. The tokens of two sequences are
+/// different.
 struct GroupedScatter {
   const void* y = nullptr;
   const void* w = nullptr;
+  const void* base = nullptr;
   void* out = nullptr;
   const std::int32_t* token = nullptr;
   const std::int32_t* offsets = nullptr;
@@ -63,9 +65,13 @@ namespace ops {
 /// x [tokens, K], w [G, K, N] (trans_w: [G, N, K]) → [M, N]. Throws ShapeError, DTypeError.
 Tensor grouped_gather(const Tensor& x, const Tensor& w, const PackedRows& rows,
                       bool trans_w = false);
-/// y [M, K], w as above → [tokens, N]; zero for tokens without rows.
+/// y [M, K], w as above → [tokens, N], added to base [tokens, N] unless that is undefined; the base,
+/// or zero, for tokens without rows.
 Tensor grouped_scatter(const Tensor& y, const Tensor& w, const PackedRows& rows,
-                       bool trans_w = false);
+                       bool trans_w = false, const Tensor& base = {});
+/// The same, added to `sum` in place, which is contiguous.
+void grouped_scatter_add(const Tensor& sum, const Tensor& y, const Tensor& w,
+                         const PackedRows& rows, bool trans_w = false);
 /// a [M or tokens, P], b [M or tokens, Q] → [G, P, Q]. `gather_a` and `gather_b` say which of the
 /// two is given by token.
 Tensor grouped_weight(const Tensor& a, bool gather_a, const Tensor& b, bool gather_b,

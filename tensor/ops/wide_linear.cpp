@@ -63,12 +63,15 @@ void wide_linear_dx(const WideLinearBwd& a) {
                   .lda = a.N,
                   .ldb = a.K,
                   .ldc = a.K,
+                  .beta = a.add_dx && !narrow ? 1.0 : 0.0,
                   .dtype = wide(a.dtype)});
   if (!narrow) return;
   const auto* from = static_cast<const float*>(sums.data());
   auto* to = static_cast<bfloat16*>(a.dx);
   parallel_for(a.M * a.K, kGrain, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) to[i] = bfloat16(from[i]);
+    for (std::int64_t i = begin; i < end; ++i) {
+      to[i] = bfloat16(a.add_dx ? static_cast<float>(to[i]) + from[i] : from[i]);
+    }
   });
 }
 
@@ -137,7 +140,8 @@ Tensor wide_linear(const Tensor& x_any, const Tensor& weight_any) {
 }
 
 WideLinearGrads wide_linear_backward(const Tensor& x_any, const Tensor& weight_any,
-                                     const Tensor& dy_any, bool want_dx, bool want_dweight) {
+                                     const Tensor& dy_any, bool want_dx, bool want_dweight,
+                                     const Tensor* sum) {
   const std::string call = "wide_linear_backward(x, weight, dy)";
   check_call(call, x_any, weight_any);
   check_like(call, "dy", dy_any, weight_any);
@@ -146,7 +150,12 @@ WideLinearGrads wide_linear_backward(const Tensor& x_any, const Tensor& weight_a
   const Tensor weight = weight_any.contiguous();
   const Tensor dy = dy_any.contiguous();
   WideLinearGrads out;
-  if (want_dx) out.dx = Tensor::empty(x.shape(), x.dtype(), x.device());
+  if (sum) {
+    check_like(call, "sum", *sum, x);
+    check_shape(call, "sum", *sum, x.shape(), "(= x.shape)");
+    if (!sum->is_contiguous()) throw ShapeError(call + ": sum: expected contiguous rows");
+  }
+  if (want_dx && !sum) out.dx = Tensor::empty(x.shape(), x.dtype(), x.device());
   if (want_dweight) out.dweight = Tensor::empty(weight.shape(), weight.dtype(), x.device());
   WideLinearBwd args{.x = x.raw(),
                      .weight = weight.raw(),
@@ -154,10 +163,12 @@ WideLinearGrads wide_linear_backward(const Tensor& x_any, const Tensor& weight_a
                      .M = rows_of(x),
                      .N = weight.size(0),
                      .K = weight.size(1),
+                     .add_dx = sum != nullptr,
                      .dtype = x.dtype()};
-  if (want_dx && x.numel() > 0) args.dx = out.dx.raw();
+  if (want_dx && x.numel() > 0) args.dx = sum ? sum->raw() : out.dx.raw();
   if (want_dweight && weight.numel() > 0) args.dweight = out.dweight.raw();
   if (args.dx || args.dweight) wide_linear_bwd(x.device(), args);
+  if (sum) sum->bump_version();
   return out;
 }
 

@@ -18,7 +18,8 @@ struct WideLinearFwd {
 };
 extern Slot<WideLinearFwd> wide_linear_fwd;
 
-/// dx = dy·weight, rounded to `dtype`, and dweight = dyᵀ·x; each may be null.
+/// dx = dy·weight, rounded to `dtype` (added to what dx holds, with add_dx), and dweight = dyᵀ·x;
+/// each may be null.
 struct WideLinearBwd {
   const void* x = nullptr;
   const void* weight = nullptr;
@@ -26,6 +27,7 @@ struct WideLinearBwd {
   void* dx = nullptr;
   void* dweight = nullptr;
   std::int64_t M = 0, N = 0, K = 0;
+  bool add_dx = false;
   DType dtype = DType::f32;
 };
 extern Slot<WideLinearBwd> wide_linear_bwd;
@@ -39,8 +41,9 @@ Tensor wide_linear(const Tensor& x, const Tensor& weight);
 struct WideLinearGrads {
   Tensor dx, dweight;  ///< undefined where not wanted
 };
+/// With `sum`, contiguous, dx is added to it in place and not returned.
 WideLinearGrads wide_linear_backward(const Tensor& x, const Tensor& weight, const Tensor& dy,
-                                     bool want_dx, bool want_dweight);
+                                     bool want_dx, bool want_dweight, const Tensor* sum = nullptr);
 
 }  // namespace ops
 }  // namespace proteus
