@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "aspa/slider.h"
 #include "autograd/attention.h"
@@ -132,12 +133,10 @@ Variable AspaAttention::forward(const Variable& x) {
     throw ShapeError(fmt::format("aspa(x): x: expected [B, T, {}] (= width), got {}", config_.width,
                                  to_string(x.shape())));
   }
-  const Variable x_key = weights_.mu.defined() ? key_shift(x, weights_.mu) : x;
+  Variable x_key = weights_.mu.defined() ? key_shift(x, weights_.mu) : x;
   Variable y;
   if (config_.shared_heads > 0) y = shared_forward(x, x_key);
-  if (!router_) return y;
-  const Variable routed = routed_forward(x, x_key);
-  return y.defined() ? add(y, routed) : routed;
+  return router_ ? routed_forward(x, std::move(x_key), std::move(y)) : y;
 }
 
 AttentionOptions AspaAttention::attention_options() {
@@ -194,12 +193,16 @@ AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_
     key = weights_.mu.defined() ? router_->project(x_key) : query;
   }
   Routed out{gating_->route(Role::query, query, B, T), gating_->route(Role::key, key, B, T), {}};
+  const bool filled =
+      out.query.slots == ops::Slots::filled && out.key.slots == ops::Slots::filled;
   out.rows = pack_selection({out.query.heads, out.key.heads}, B, config_.routed_heads,
-                            visible_entries(T, x.device()));
+                            visible_entries(T, x.device()),
+                            filled ? ops::Slots::filled : ops::Slots::any);
   return out;
 }
 
-Variable AspaAttention::routed_forward(const Variable& x, const Variable& x_key) {
+// What is passed by value goes as soon as it has been used: at length it is most of the memory.
+Variable AspaAttention::routed_forward(const Variable& x, Variable x_key, Variable shared) {
   const Routed routed = route(x, x_key);
   const PackedRows& query_rows = routed.rows.query;
   const PackedRows& key_rows = routed.rows.key;
@@ -217,26 +220,30 @@ Variable AspaAttention::routed_forward(const Variable& x, const Variable& x_key)
       gating_->collect(Role::key, routed.key, key_rows, key.share);
     }
   }
-  Variable y = routed_values(x, x_key, routed.rows, key_bias, judgement);
+  Variable y = routed_values(x, std::move(x_key), routed.rows, key_bias, judgement);
   if (gate.defined()) y = scale_rows(y, gate);
-  const Variable c = reshape(grouped_combine(y, weights_.o, query_rows), x.shape());
-  if (watching_) keep_consensus(c.value(), last_outputs(y.value(), query_rows));
-  return c;
+  if (watching_) {
+    const NoGradGuard no_grad;
+    const Variable c = reshape(grouped_combine(y, weights_.o, query_rows), x.shape());
+    keep_consensus(c.value(), last_outputs(y.value(), query_rows));
+  }
+  const Shape tokens{x.size(0) * x.size(1), config_.width};
+  if (shared.defined()) shared = reshape(shared, tokens);
+  return reshape(grouped_combine(y, weights_.o, query_rows, std::move(shared)), x.shape());
 }
 
-Variable AspaAttention::routed_values(const Variable& x, const Variable& x_key,
-                                      const RoutedRows& rows, const Variable& key_bias,
-                                      const BankJudgement& judgement) {
+Variable AspaAttention::routed_values(const Variable& x, Variable x_key, const RoutedRows& rows,
+                                      const Variable& key_bias, const BankJudgement& judgement) {
   const std::int64_t D = config_.head_width;
   const std::int64_t N = x.size(0) * x.size(1);
-  const Variable tokens = reshape(x, {N, config_.width});
-  const Variable key_tokens = reshape(x_key, {N, config_.width});
   const auto heads = [&](const Variable& in, const Variable& weight, const PackedRows& packed) {
-    return reshape(grouped_linear(in, weight, packed), {packed.rows(), 1, D});
+    return reshape(grouped_linear(reshape(in, {N, config_.width}), weight, packed),
+                   {packed.rows(), 1, D});
   };
-  Variable q = heads(tokens, weights_.q, rows.query);
-  Variable k = heads(key_tokens, weights_.k, rows.key);
-  const Variable v = heads(tokens, weights_.v, rows.key);
+  Variable q = heads(x, weights_.q, rows.query);
+  Variable k = heads(x_key, weights_.k, rows.key);
+  x_key = {};
+  const Variable v = heads(x, weights_.v, rows.key);
   BankPlan bank;
   if (bank_slots() > 0) bank = plan_bank(rows, k.value(), v.value(), judgement);
   if (rotated_width() > 0) {

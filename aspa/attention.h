@@ -121,9 +121,10 @@ class AspaAttention : public Attention, public Gated {
   void make_shared(double output_std, Generator& init);
   void make_routed(double output_std, Generator& init);
   Variable shared_forward(const Variable& x, const Variable& x_key);
-  Variable routed_forward(const Variable& x, const Variable& x_key);
+  /// Added to what the shared heads have found, unless that is undefined.
+  Variable routed_forward(const Variable& x, Variable x_key, Variable shared);
   Routed route(const Variable& x, const Variable& x_key);
-  Variable routed_values(const Variable& x, const Variable& x_key, const RoutedRows& rows,
+  Variable routed_values(const Variable& x, Variable x_key, const RoutedRows& rows,
                          const Variable& key_bias, const BankJudgement& judgement);
   /// Slots of a head's bank at this alpha.
   std::int64_t bank_slots() const;

@@ -78,7 +78,8 @@ Variable GatedMlp::forward(const Variable& x) {
   // One token of every sequence is a batch of sequences of length 1.
   const Variable in = rank == 3 ? x : reshape(x, {x.size(0), 1, config_.width});
   const RoleRouting routing = route(in);
-  const PackedRows rows = ops::pack_rows(routing.heads, config_.routed_heads, in.size(0));
+  const PackedRows rows =
+      ops::pack_rows(routing.heads, config_.routed_heads, in.size(0), routing.slots);
   const Variable tokens = reshape(x, {in.size(0) * in.size(1), config_.width});
   const Variable up = grouped_linear(tokens, weights_.up, rows);
   Variable hidden = config_.kind == MlpKind::gelu
@@ -91,8 +92,8 @@ Variable GatedMlp::forward(const Variable& x) {
       gating_->collect(Role::query, routing, rows, logits.share);
     }
   }
-  const Variable y = reshape(grouped_combine(hidden, weights_.down, rows), x.shape());
-  return shared_ ? add(shared_->forward(x), y) : y;
+  const Variable base = shared_ ? reshape(shared_->forward(x), tokens.shape()) : Variable();
+  return reshape(grouped_combine(hidden, weights_.down, rows, base), x.shape());
 }
 
 void GatedMlp::after_step(double rate) { gating_->after_step(rate); }

@@ -27,34 +27,17 @@ constexpr std::uint64_t kNoiseStream = std::uint64_t{1} << 40;  // of revived ga
 
 std::size_t index(Role role) { return static_cast<std::size_t>(role); }
 
-// Some rows of x [N, R], evenly spread.
-Tensor spread_rows(const Tensor& x) {
-  const std::int64_t m = std::min(kRecentTokens, x.size(0));
-  Tensor out = Tensor::empty({m, x.size(1)}, x.dtype(), x.device());
-  if (out.numel() == 0) return out;
-  std::vector<std::int32_t> token;
-  for (std::int64_t i = 0; i < m; ++i) {
-    token.push_back(static_cast<std::int32_t>(i * x.size(0) / m));
-  }
-  const Tensor tokens = Tensor::from_data<std::int32_t>(token, {m}, x.device());
-  const Tensor rows = x.contiguous();
-  rows_gather(x.device(), {.x = rows.raw(),
-                           .y = out.raw(),
-                           .token = tokens.data<std::int32_t>(),
-                           .rows = m,
-                           .C = x.size(1),
-                           .dtype = x.dtype()});
-  return out;
+// Up to `most` rows of x, evenly spread.
+Tensor spread_rows(const Tensor& x, std::int64_t most) {
+  const std::int64_t m = std::min(most, x.size(0));
+  if (m == 0) return Tensor::empty({0, x.size(1)}, x.dtype(), x.device());
+  const std::int64_t stride = x.size(0) / m;
+  return x.slice(0, 0, m * stride).reshape({m, stride, x.size(1)}).select(1, 0).clone();
 }
 
 RoutedSample sample_of(const Tensor& projected, const Tensor& heads) {
-  const std::int64_t m = std::min(kSampledTokens, projected.size(0));
-  if (m == 0) return {};
-  const std::int64_t stride = projected.size(0) / m;
-  const auto rows = [&](const Tensor& x) {
-    return x.slice(0, 0, m * stride).reshape({m, stride, x.size(1)}).select(1, 0).clone();
-  };
-  return {rows(projected), rows(heads)};
+  if (projected.size(0) == 0) return {};
+  return {spread_rows(projected, kSampledTokens), spread_rows(heads, kSampledTokens)};
 }
 
 Tensor every_head(std::int64_t tokens, std::int64_t Hr, Device device) {
@@ -88,20 +71,29 @@ void Gating::set_k(std::int64_t k) {
 }
 
 RoleRouting Gating::route(Role role, const Variable& projected, std::int64_t B, std::int64_t T) {
-  RoleRouting out{{}, projected, {}};
+  RoleRouting out{{}, projected, {}, ops::Slots::any};
   const Tensor& forced = forced_[index(role)];
   const auto decided = decide([&]() -> std::vector<Tensor> {
     if (!gated()) return {every_head(B * T, config_.routed_heads, router_.device()), {}};
     if (forced.defined() && !salience_) return {{}, {}};
-    const Choice choice = choose(role, projected.value(), {T}, ops::NanRows::mark);
+    // Where nothing else makes the host wait for a selection, a NaN does not either: it stays one.
+    const bool waits = !fills_slots() || projected.device() == kCpu;
+    const Choice choice = choose(role, projected.value(), {T},
+                                 waits ? ops::NanRows::mark : ops::NanRows::take_first);
     return {choice.heads, choice.nearest};
   });
+  if (!forced.defined() && fills_slots()) out.slots = ops::Slots::filled;
   if (forced.defined()) check_heads(role, forced, B * T, config_.routed_heads);
   out.heads = forced.defined() ? forced.to(router_.device()) : decided[0];
   if (gated() && salience_) out.salience = salience_of(projected, decided[1]);
   if (probing_) probe_[index(role)] = out.heads.to(kCpu);
   if (tally_) tally(role, out.heads);
   return out;
+}
+
+bool Gating::fills_slots() const {
+  return !gated() || (!salience_ && config_.top_p >= 1 && !config_.leaky_selection &&
+                      !router_.extra_heads().defined());
 }
 
 Gating::Choice Gating::choose(Role role, const Tensor& projected, const TokenTimes& times,
@@ -198,18 +190,32 @@ void Gating::sum_up(Role role, const RoleRouting& routing, const PackedRows& row
     update_.weight_sum.add_(sums.weight_sum);
     update_.weighted_sum.add_(sums.weighted_sum);
   }
-  update_.recent = spread_rows(projected);
+  update_.recent = spread_rows(projected, kRecentTokens);
 }
 
 void Gating::count(Count& count, const PackedRows& rows) const {
   const std::int64_t B = rows.sequences();
-  const auto* offsets = rows.host_offsets.data<std::int32_t>();
-  count.heads.resize(static_cast<std::size_t>(config_.routed_heads));
-  for (std::int64_t h = 0; h < config_.routed_heads; ++h) {
-    count.heads[static_cast<std::size_t>(h)] += offsets[(h + 1) * B] - offsets[h * B];
-  }
+  const std::int64_t Hr = config_.routed_heads;
+  const auto bounds = [&](std::int64_t first, std::int64_t of_head) {
+    return rows.offsets.slice(0, first, first + Hr * B).reshape({Hr, B}).select(1, of_head);
+  };
+  Tensor pass = Tensor::empty({2, Hr}, DType::i32, rows.offsets.device());
+  pass.select(0, 0).copy_(bounds(0, 0));
+  pass.select(0, 1).copy_(bounds(1, B - 1));
+  count.heads.resize(static_cast<std::size_t>(Hr));
+  count.passes.push_back(pass);
   count.kept += rows.kept;
   count.tokens += rows.tokens();
+}
+
+void Gating::Count::add_passes() {
+  for (const Tensor& pass : passes) {
+    const Tensor host = pass.to(kCpu);
+    const auto* begin = host.data<std::int32_t>();
+    const std::int32_t* end = begin + heads.size();
+    for (std::size_t h = 0; h < heads.size(); ++h) heads[h] += end[h] - begin[h];
+  }
+  passes.clear();
 }
 
 std::vector<double> Gating::Count::load() const {
@@ -222,6 +228,7 @@ std::vector<double> Gating::Count::load() const {
 
 void Gating::after_step(double rate) {
   if (!in_step()) return;
+  for (Count& count : counts_) count.add_passes();
   if (!owner_) learn(rate);
   report();
   counts_ = {};

@@ -21,6 +21,7 @@ struct RoleRouting {
   Tensor heads;        ///< i32 [N, k] ascending, −1 for "none" (at the end)
   Variable projected;  ///< x̃ [N, R], undefined where gates are off
   Variable salience;   ///< S [N], undefined where every token is kept
+  ops::Slots slots = ops::Slots::any;  ///< filled: no "none" among the heads
 };
 
 /// A parameter with a row per head, for surgery.
@@ -64,6 +65,8 @@ class Gating {
   /// Decides for tokens [B, T], once: recomputation by checkpoint() gets the same decision.
   /// `projected` is x̃ [B·T, R], undefined unless gated().
   RoleRouting route(Role role, const Variable& projected, std::int64_t B, std::int64_t T);
+  /// Whether every token enters the same number of heads, as far as the configuration tells.
+  bool fills_slots() const;
   /// The decision itself. Rows that are packed afterwards may be marked: nothing waits for them.
   Choice choose(Role role, const Tensor& projected, const TokenTimes& times,
                 ops::NanRows nan_rows = ops::NanRows::refuse) const;
@@ -119,8 +122,11 @@ class Gating {
     std::vector<std::int64_t> heads;  // tokens that entered each
     std::int64_t kept = 0;            // tokens that entered any
     std::int64_t tokens = 0;
+    std::vector<Tensor> passes;  // [2, Hr] where the tokens are: bounds of the rows of a pass
 
     std::vector<double> load() const;
+    /// Adds the passes to `heads`; the host waits for those on a device.
+    void add_passes();
   };
 
   /// θ of a role with ∞ for the heads that come beside the k.

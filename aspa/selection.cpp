@@ -13,15 +13,16 @@
 namespace proteus {
 
 RoutedRows pack_selection(const Selection& selection, std::int64_t B, std::int64_t Hr,
-                          const Tensor& visible) {
+                          const Tensor& visible, ops::Slots slots) {
   const Tensor roles[] = {selection.query, selection.key};
-  std::vector<PackedRows> rows = ops::pack_rows(roles, Hr, B);
+  std::vector<PackedRows> rows = ops::pack_rows(roles, Hr, B, slots);
   RoutedRows out;
   out.query = std::move(rows[0]);
   out.key = std::move(rows[1]);
   const ops::KeyRanges ranges = ops::key_ranges(out.query, out.key, visible);
   out.lo = ranges.lo;
   out.hi = ranges.hi;
+  out.streams = ranges.streams;
   return out;
 }
 
@@ -73,21 +74,7 @@ Tensor choose_by_head(const Tensor& z_any, std::int64_t B, std::int64_t k) {
 }
 
 AttentionPlan stream_plan(const RoutedRows& rows, std::int64_t anchors) {
-  const auto* q = rows.query.host_offsets.data<std::int32_t>();
-  const auto* k = rows.key.host_offsets.data<std::int32_t>();
-  const std::int64_t streams = rows.query.offsets.numel() - 1;
-  Tensor segments = Tensor::zeros({streams, 8}, DType::i64);
-  auto* segment = static_cast<AttentionSegment*>(segments.raw());
-  for (std::int64_t s = 0; s < streams; ++s) {
-    segment[s] = {.q_row = q[s],
-                  .k_row = k[s],
-                  .slot = q[s],
-                  .range = q[s],
-                  .q_count = q[s + 1] - q[s],
-                  .k_count = k[s + 1] - k[s],
-                  .head = s / rows.query.sequences()};
-  }
-  return {.segments = segments.to(rows.lo.device()),
+  return {.segments = rows.streams,
           .lo = rows.lo,
           .hi = rows.hi,
           .slots = rows.query.rows(),

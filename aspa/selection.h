@@ -22,6 +22,7 @@ struct RoutedRows {
   PackedRows key;
   Tensor lo;  ///< [rows of query] i32
   Tensor hi;
+  Tensor streams;  ///< the attention segments of the streams, as in KeyRanges
 };
 
 /// Checks a selection that somebody made by hand: i32 [N, k] with heads in [−1, Hr), ascending.
@@ -34,9 +35,10 @@ void check_heads(Role role, const Tensor& heads, std::int64_t tokens, std::int64
 /// here to measure what such a leak would give.
 Tensor choose_by_head(const Tensor& z, std::int64_t B, std::int64_t k);
 
-/// The streams of `selection` for tokens [B, T] and Hr heads. `visible` as in key_ranges().
+/// The streams of `selection` for tokens [B, T] and Hr heads. `visible` as in key_ranges(), `slots`
+/// as in pack_rows().
 RoutedRows pack_selection(const Selection& selection, std::int64_t B, std::int64_t Hr,
-                          const Tensor& visible);
+                          const Tensor& visible, ops::Slots slots = ops::Slots::any);
 
 /// The attention plan of the packed streams: one segment per (head, sequence).
 AttentionPlan stream_plan(const RoutedRows& rows, std::int64_t anchors);

@@ -57,7 +57,7 @@ struct Problem {
 };
 
 // Random numbers are made on the host: a slab of them, repeated.
-Problem problem(std::int64_t T, Device device) {
+Problem problem(std::int64_t T, Device device, bool training) {
   constexpr std::int64_t kSlab = 65536;
   const auto random = [&](std::uint64_t stream) {
     const Tensor slab = Tensor::randn({std::min(T, kSlab), kWidth}, {1, stream}, DType::bf16);
@@ -69,7 +69,7 @@ Problem problem(std::int64_t T, Device device) {
     }
     return out;
   };
-  return {Variable(random(0), true), random(1)};
+  return {Variable(random(0), true), training ? random(1) : Tensor()};
 }
 
 void forward(Attention& layer, const Problem& p) {
@@ -88,11 +88,12 @@ struct Figures {
   double bytes = 0;
 };
 
-Figures measure(Attention& layer, bool training, const Problem& p) {
+Figures measure(Attention& layer, bool training, std::int64_t T, Device device) {
+  const Problem p = problem(T, device, training);
   layer.set_training(training);
   const auto call = [&] { training ? forward_backward(layer, p) : forward(layer, p); };
   call();
-  synchronize(p.dy.device());
+  synchronize(device);
   reset_peak_memory(DeviceType::cuda);
   const double ms = milliseconds(call);
   return {ms, static_cast<double>(memory_stats(DeviceType::cuda).peak_bytes)};
@@ -117,9 +118,8 @@ void table(const char* name, Attention& layer, std::int64_t most, Device device)
   constexpr double kLinearFrom = 32768;
   std::vector<double> lengths, forward_ms, both_ms;
   for (std::int64_t T = kShortest; T <= most; T *= 2) {
-    const Problem p = problem(T, device);
-    const Figures forward = measure(layer, false, p);
-    const Figures both = measure(layer, true, p);
+    const Figures forward = measure(layer, false, T, device);
+    const Figures both = measure(layer, true, T, device);
     layer.zero_grad();
     const auto tokens = static_cast<double>(T);
     std::printf("%-6s %9.0f %11.3f %12.3f %12.0f %14.0f\n", name, tokens, forward.ms, both.ms,
@@ -136,7 +136,7 @@ void table(const char* name, Attention& layer, std::int64_t most, Device device)
 }
 
 void by_slot(Attention& layer, std::int64_t T, Device device) {
-  const Problem p = problem(T, device);
+  const Problem p = problem(T, device, true);
   const auto times = [&](const char* what, bool training, const std::function<void()>& call) {
     layer.set_training(training);
     call();

@@ -33,7 +33,7 @@ struct Chunks {
   }
 };
 
-__global__ void check_heads_kernel(PackCount a) {
+__global__ void check_heads_kernel(PackRows a) {
   const std::int64_t n = thread_unit();
   const bool kept = n < a.tokens && a.heads[n * a.slots] != kNone;
   const unsigned all = __ballot_sync(kAllLanes, kept);
@@ -82,13 +82,13 @@ std::size_t starts_bytes(std::int64_t groups, const Chunks& chunks) {
 }
 
 // starts [groups·chunks + 1]: the place of the first row of every (head, chunk), then all rows.
-void row_starts(const char* name, const std::int32_t* heads, std::int64_t slots,
-                std::int64_t groups, const Chunks& chunks, std::int32_t* starts) {
+void row_starts(const std::int32_t* heads, std::int64_t slots, std::int64_t groups,
+                const Chunks& chunks, std::int32_t* starts) {
   const std::int64_t cells = groups * chunks.count;
   check(cudaMemsetAsync(starts + cells, 0, sizeof(std::int32_t), current_stream()),
         "cudaMemsetAsync");
   const auto shared = static_cast<std::size_t>(std::min(groups, kWindow)) * sizeof(std::int32_t);
-  launch(name, count_kernel, static_cast<unsigned>(chunks.count), kBlock, shared, heads, slots,
+  launch("pack_rows", count_kernel, static_cast<unsigned>(chunks.count), kBlock, shared, heads, slots,
          groups, chunks, starts);
   std::size_t bytes = 0;
   check(cub::DeviceScan::ExclusiveSum(nullptr, bytes, starts, starts, cells + 1, current_stream()),
@@ -99,41 +99,28 @@ void row_starts(const char* name, const std::int32_t* heads, std::int64_t slots,
         "cub::DeviceScan::ExclusiveSum");
 }
 
-__global__ void offsets_kernel(PackCount a, Chunks chunks, const std::int32_t* starts) {
-  const std::int64_t i = thread_unit();
-  if (i > a.groups * a.sequences || *a.invalid_token != kNone) return;
-  a.offsets[i] = starts[i * chunks.per_sequence];
-}
-
-void count(const PackCount& a) {
-  check(cudaMemsetAsync(a.invalid_token, 0xFF, sizeof(std::int32_t), current_stream()),
-        "cudaMemsetAsync");
-  check(cudaMemsetAsync(a.kept, 0, sizeof(std::int32_t), current_stream()), "cudaMemsetAsync");
-  const Chunks chunks(a.tokens, a.sequences, a.groups);
-  launch("pack_count", check_heads_kernel, thread_blocks(a.tokens), kBlock, 0, a);
-  const Storage space = scratch(starts_bytes(a.groups, chunks));
-  auto* starts = static_cast<std::int32_t*>(space.data());
-  row_starts("pack_count", a.heads, a.slots, a.groups, chunks, starts);
-  launch("pack_count", offsets_kernel, thread_blocks(a.groups * a.sequences + 1), kBlock, 0, a,
-         chunks, starts);
-}
-
 // One warp per chunk. Slots of one head among the 32 that are looked at together get neighbouring
-// places, in their order.
-__global__ void fill_kernel(PackFill a, Chunks chunks, const std::int32_t* starts) {
+// places, in their order. The first chunk of a sequence writes its offsets, too.
+__global__ void fill_kernel(PackRows a, Chunks chunks, const std::int32_t* starts) {
   extern __shared__ std::int32_t next[];
   const std::int64_t chunk = blockIdx.x;
+  const std::int64_t sequence = chunk / chunks.per_sequence;
+  const bool first_of_sequence = chunk % chunks.per_sequence == 0;
+  if (chunk == 0 && lane() == 0) {
+    a.offsets[a.groups * a.sequences] = starts[a.groups * chunks.count];
+  }
   const std::int64_t stop = chunks.end(chunk) * a.slots;
   for (std::int64_t first = 0; first < a.groups; first += kWindow) {
     const std::int64_t width = min(kWindow, a.groups - first);
     for (std::int64_t g = lane(); g < width; g += kWarp) {
       next[g] = starts[(first + g) * chunks.count + chunk];
+      if (first_of_sequence) a.offsets[(first + g) * a.sequences + sequence] = next[g];
     }
     __syncwarp();
     for (std::int64_t base = chunks.begin(chunk) * a.slots; base < stop; base += kWarp) {
       const std::int64_t i = base + lane();
       const std::int32_t head = i < stop ? a.heads[i] : kNone;
-      if (i < stop && head == kNone) a.row_of[i] = kNone;
+      if (i < stop && head < 0) a.row_of[i] = kNone;
       const bool here = head != kNone && head >= first && head < first + width;
       const int key = here ? static_cast<int>(head - first) : -1;
       const unsigned same = __match_any_sync(kAllLanes, key);
@@ -151,13 +138,19 @@ __global__ void fill_kernel(PackFill a, Chunks chunks, const std::int32_t* start
   }
 }
 
-void fill(const PackFill& a) {
+void pack(const PackRows& a) {
+  if (a.invalid_token) {
+    check(cudaMemsetAsync(a.invalid_token, 0xFF, sizeof(std::int32_t), current_stream()),
+          "cudaMemsetAsync");
+    check(cudaMemsetAsync(a.kept, 0, sizeof(std::int32_t), current_stream()), "cudaMemsetAsync");
+    launch("pack_rows", check_heads_kernel, thread_blocks(a.tokens), kBlock, 0, a);
+  }
   const Chunks chunks(a.tokens, a.sequences, a.groups);
   const Storage space = scratch(starts_bytes(a.groups, chunks));
   auto* starts = static_cast<std::int32_t*>(space.data());
-  row_starts("pack_fill", a.heads, a.slots, a.groups, chunks, starts);
+  row_starts(a.heads, a.slots, a.groups, chunks, starts);
   const auto shared = static_cast<std::size_t>(std::min(a.groups, kWindow)) * sizeof(std::int32_t);
-  launch("pack_fill", fill_kernel, static_cast<unsigned>(chunks.count), kWarp, shared, a, chunks,
+  launch("pack_rows", fill_kernel, static_cast<unsigned>(chunks.count), kWarp, shared, a, chunks,
          starts);
 }
 
@@ -245,8 +238,7 @@ void slots_gather_typed(const RowSlots& a) {
 }  // namespace
 
 void install_pack_kernels() {
-  pack_count.install(DeviceType::cuda, count);
-  pack_fill.install(DeviceType::cuda, fill);
+  pack_rows.install(DeviceType::cuda, pack);
   rows_gather.install(DeviceType::cuda, gather);
   rows_combine.install(DeviceType::cuda, [](const RowsCombine& a) {
     dispatch_float(a.dtype, "rows_combine",

@@ -67,11 +67,4 @@ __device__ inline std::int64_t part_of(const std::int32_t* begin, std::int64_t s
   return low;
 }
 
-/// Four neighbouring numbers of shared memory, aligned to 16 bytes.
-template <class T>
-__device__ void load_four(const T* from, T (&to)[4]) {
-  const auto pack = load_pack<4>(from);
-  for (int i = 0; i < 4; ++i) to[i] = pack[i];
-}
-
 }  // namespace proteus::cuda

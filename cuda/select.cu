@@ -1,6 +1,7 @@
 // Selection on a GPU (tensor/ops/select.h), a warp to a row. Values become unsigned keys of the
-// same order; the k-th largest key is found bit by bit, by counting, and what lies above it is
-// taken in the order of the columns.
+// same order; the k-th largest key is found, and what lies above it is taken in the order of the
+// columns. For a small k the largest keys are taken off one after another, otherwise it is found bit
+// by bit, by counting.
 #include <limits>
 
 #include "cuda/kernels.h"
@@ -76,6 +77,36 @@ class Row {
   T held_[kItems > 0 ? kItems : 1];
 };
 
+constexpr std::int64_t kFewKeys = 16;  // taken off one after another
+
+/// The k-th largest key (k >= 1) of the columns that compete; 0, below all, if there are fewer.
+template <class T, class Keys>
+__device__ Key<T> kth_key(const Keys& each_key, std::int64_t k) {
+  Key<T> bound = 0;
+  if constexpr (sizeof(Key<T>) == 4) {
+    if (k <= kFewKeys) {
+      Key<T> below = ~Key<T>{0};  // what is left to look at
+      bool first = true;
+      for (std::int64_t taken = 0; taken < k; first = false) {
+        Key<T> top = 0;
+        each_key([&](Key<T> key) { top = first || key < below ? max(top, key) : top; });
+        bound = __reduce_max_sync(kAllLanes, top);
+        if (bound == 0) return bound;
+        each_key([&](Key<T> key) { taken += __popc(__ballot_sync(kAllLanes, key == bound)); });
+        below = bound;
+      }
+      return bound;
+    }
+  }
+  for (int bit = sizeof(T) * 8 - 1; bit >= 0; --bit) {
+    const Key<T> tried = bound | Key<T>{1} << bit;
+    std::int64_t above = 0;
+    each_key([&](Key<T> key) { above += __popc(__ballot_sync(kAllLanes, key >= tried)); });
+    if (above >= k) bound = tried;
+  }
+  return bound;
+}
+
 template <class T, int kItems>
 __global__ void topk_kernel(TopkFwd a) {
   const std::int64_t n = warp_unit();
@@ -89,22 +120,19 @@ __global__ void topk_kernel(TopkFwd a) {
       atomicMin(reinterpret_cast<unsigned*>(a.invalid_row), static_cast<unsigned>(n));
     }
     for (std::int64_t j = lane(); j < a.k + a.extras; j += kWarp) {
-      a.heads[n * (a.k + a.extras) + j] = kNanHead;
+      a.heads[n * (a.k + a.extras) + j] = a.nan_takes_first ? static_cast<std::int32_t>(j) : kNanHead;
     }
     return;
   }
   const std::int64_t most = a.count ? a.count[n] : a.k;
   const std::int64_t k = most < 0 ? 0 : min(most, a.k);
   const auto competes = [&](std::int64_t h, bool real) { return real && !(a.extra && a.extra[h]); };
-  Key<T> bound = 0;  // the k-th largest key
-  for (int bit = sizeof(T) * 8 - 1; bit >= 0 && k > 0; --bit) {
-    const Key<T> tried = bound | Key<T>{1} << bit;
-    std::int64_t above = 0;
+  const auto each_key = [&](auto&& fn) {
     row.each([&](std::int64_t h, T value, bool real) {
-      above += __popc(__ballot_sync(kAllLanes, competes(h, real) && key_of(value) >= tried));
+      fn(competes(h, real) ? key_of(value) : Key<T>{0});
     });
-    if (above >= k) bound = tried;
-  }
+  };
+  const Key<T> bound = k > 0 ? kth_key<T>(each_key, k) : Key<T>{0};
   std::int64_t above = 0;
   row.each([&](std::int64_t h, T value, bool real) {
     above += __popc(__ballot_sync(kAllLanes, competes(h, real) && key_of(value) > bound));

@@ -50,7 +50,7 @@ bool valid_heads(const std::int32_t* heads, std::int64_t slots, std::int64_t gro
   return true;
 }
 
-std::int32_t first_invalid(const PackCount& a, const Chunks& chunks) {
+std::int32_t first_invalid(const PackRows& a, const Chunks& chunks) {
   std::vector<std::int32_t> found(static_cast<std::size_t>(chunks.count), kNone);
   parallel_for(chunks.count, 1, [&](std::int64_t c, std::int64_t) {
     for (std::int64_t n = chunks.begin(c); n < chunks.end(c); ++n) {
@@ -81,27 +81,21 @@ std::vector<std::int32_t> count_rows(const std::int32_t* heads, std::int64_t slo
   return counts;
 }
 
-void pack_count_cpu(const PackCount& a) {
+void pack_rows_cpu(const PackRows& a) {
   const Chunks chunks(a.tokens, a.sequences, a.groups);
-  *a.kept = 0;
-  for (std::int64_t n = 0; n < a.tokens; ++n) *a.kept += a.heads[n * a.slots] != kNone ? 1 : 0;
-  *a.invalid_token = first_invalid(a, chunks);
-  if (*a.invalid_token != kNone) return;
-  const auto counts = count_rows(a.heads, a.slots, a.groups, chunks);
-  const std::int32_t* count = counts.data();
-  a.offsets[0] = 0;
-  for (std::int64_t s = 0; s < a.groups * a.sequences; ++s) {
-    std::int32_t rows = 0;
-    for (std::int64_t c = 0; c < chunks.per_sequence; ++c) rows += *count++;
-    a.offsets[s + 1] = a.offsets[s] + rows;
+  if (a.invalid_token) {
+    *a.kept = 0;
+    for (std::int64_t n = 0; n < a.tokens; ++n) *a.kept += a.heads[n * a.slots] != kNone ? 1 : 0;
+    *a.invalid_token = first_invalid(a, chunks);
+    if (*a.invalid_token != kNone) return;
   }
-}
-
-void pack_fill_cpu(const PackFill& a) {
-  const Chunks chunks(a.tokens, a.sequences, a.groups);
   auto starts = count_rows(a.heads, a.slots, a.groups, chunks);
   std::int32_t rows = 0;
   for (std::int32_t& start : starts) rows += std::exchange(start, rows);
+  for (std::int64_t s = 0; s < a.groups * a.sequences; ++s) {
+    a.offsets[s] = starts[static_cast<std::size_t>(s * chunks.per_sequence)];
+  }
+  a.offsets[a.groups * a.sequences] = rows;
   parallel_for(chunks.count, 1, [&](std::int64_t c, std::int64_t) {
     std::vector<std::int32_t> next(static_cast<std::size_t>(a.groups));
     for (std::int64_t g = 0; g < a.groups; ++g) {
@@ -244,8 +238,7 @@ void check_values(const std::string& call, const char* name, const Tensor& t, in
 
 }  // namespace
 
-Slot<PackCount> pack_count{"pack_count", pack_count_cpu};
-Slot<PackFill> pack_fill{"pack_fill", pack_fill_cpu};
+Slot<PackRows> pack_rows{"pack_rows", pack_rows_cpu};
 Slot<RowsGather> rows_gather{"rows_gather", rows_gather_cpu};
 Slot<RowsCombine> rows_combine{"rows_combine", rows_combine_cpu};
 Slot<RowSlots> slots_gather{"slots_gather", slots_gather_cpu};
@@ -255,73 +248,73 @@ namespace ops {
 
 namespace {
 
-// Counts rows; what the host has to know goes to counted [3 + groups·sequences]: the first invalid
-// token, tokens kept, offsets.
-PackedRows counted_rows(const Tensor& heads_any, const Tensor& counted, std::int64_t groups,
-                        std::int64_t sequences) {
+// counted [3 + groups·sequences]: the first invalid token, tokens kept, offsets. All slots have room.
+PackedRows packed(const Tensor& heads_any, const Tensor& counted, std::int64_t groups,
+                  std::int64_t sequences, bool known) {
   PackedRows out;
   out.heads = heads_any.contiguous();
   out.sequence_count = sequences;
   out.offsets = counted.slice(0, 2, counted.numel());
-  out.row_of = Tensor::empty(out.heads.shape(), DType::i32, out.heads.device());
+  out.kept = out.heads.size(0);
+  const Device device = out.heads.device();
+  out.row_of = Tensor::empty(out.heads.shape(), DType::i32, device);
+  out.token = Tensor::empty({out.heads.numel()}, DType::i32, device);
+  out.time = Tensor::empty({out.heads.numel()}, DType::i32, device);
   if (out.heads.numel() == 0) return out;
-  pack_count(out.heads.device(), {.heads = out.heads.data<std::int32_t>(),
-                                  .offsets = out.offsets.data<std::int32_t>(),
-                                  .invalid_token = counted.slice(0, 0, 1).data<std::int32_t>(),
-                                  .kept = counted.slice(0, 1, 2).data<std::int32_t>(),
-                                  .tokens = out.heads.size(0),
-                                  .slots = out.heads.size(1),
-                                  .groups = groups,
-                                  .sequences = sequences});
+  proteus::pack_rows(
+      device,
+      {.heads = out.heads.data<std::int32_t>(),
+       .offsets = out.offsets.data<std::int32_t>(),
+       .invalid_token = known ? nullptr : counted.slice(0, 0, 1).data<std::int32_t>(),
+       .kept = known ? nullptr : counted.slice(0, 1, 2).data<std::int32_t>(),
+       .token = out.token.data<std::int32_t>(),
+       .time = out.time.data<std::int32_t>(),
+       .row_of = out.row_of.data<std::int32_t>(),
+       .tokens = out.heads.size(0),
+       .slots = out.heads.size(1),
+       .groups = groups,
+       .sequences = sequences});
   return out;
 }
 
-void fill_rows(PackedRows& out, const Tensor& host, std::int64_t groups) {
+// What the host had to know: are the heads valid, and how many rows are there?
+void settle(PackedRows& rows, const Tensor& host, std::int64_t groups) {
   const auto* numbers = host.data<std::int32_t>();
-  if (out.heads.numel() > 0 && numbers[0] >= 0) throw_invalid(out.heads, numbers[0], groups);
-  out.kept = numbers[1];
-  out.host_offsets = host.slice(0, 2, host.numel());
-  const std::int64_t rows = numbers[host.numel() - 1];
-  const Device device = out.heads.device();
-  out.token = Tensor::empty({rows}, DType::i32, device);
-  out.time = Tensor::empty({rows}, DType::i32, device);
-  if (out.heads.numel() == 0) return;
-  pack_fill(device, {.heads = out.heads.data<std::int32_t>(),
-                     .offsets = out.offsets.data<std::int32_t>(),
-                     .token = out.token.data<std::int32_t>(),
-                     .time = out.time.data<std::int32_t>(),
-                     .row_of = out.row_of.data<std::int32_t>(),
-                     .tokens = out.tokens(),
-                     .slots = out.slots(),
-                     .groups = groups,
-                     .sequences = out.sequences()});
+  if (rows.heads.numel() > 0 && numbers[0] >= 0) throw_invalid(rows.heads, numbers[0], groups);
+  const std::int64_t count = numbers[host.numel() - 1];
+  rows.kept = numbers[1];
+  rows.token = rows.token.slice(0, 0, count);
+  rows.time = rows.time.slice(0, 0, count);
 }
 
 }  // namespace
 
-PackedRows pack_rows(const Tensor& heads, std::int64_t groups, std::int64_t sequences) {
-  return pack_rows(std::span(&heads, 1), groups, sequences)[0];
+PackedRows pack_rows(const Tensor& heads, std::int64_t groups, std::int64_t sequences,
+                     Slots slots) {
+  return pack_rows(std::span(&heads, 1), groups, sequences, slots)[0];
 }
 
 std::vector<PackedRows> pack_rows(std::span<const Tensor> heads, std::int64_t groups,
-                                  std::int64_t sequences) {
+                                  std::int64_t sequences, Slots slots) {
   if (heads.empty()) return {};
   for (const Tensor& h : heads) {
     check_heads(h, groups, sequences);
     check_device(kPackCall, "heads", h, heads[0]);
   }
+  const Device device = heads[0].device();
+  const bool known = slots == Slots::filled && device != kCpu;
   // What the host has to know lies together: reading it back is the one wait.
   const auto count = static_cast<std::int64_t>(heads.size());
-  const Tensor counted =
-      Tensor::zeros({count, groups * sequences + 3}, DType::i32, heads[0].device());
+  const Tensor counted = Tensor::zeros({count, groups * sequences + 3}, DType::i32, device);
   std::vector<PackedRows> out;
   for (std::int64_t i = 0; i < count; ++i) {
-    out.push_back(
-        counted_rows(heads[static_cast<std::size_t>(i)], counted.select(0, i), groups, sequences));
+    out.push_back(packed(heads[static_cast<std::size_t>(i)], counted.select(0, i), groups,
+                         sequences, known));
   }
+  if (known) return out;
   const Tensor host = counted.to(kCpu);
   for (std::int64_t i = 0; i < count; ++i) {
-    fill_rows(out[static_cast<std::size_t>(i)], host.select(0, i), groups);
+    settle(out[static_cast<std::size_t>(i)], host.select(0, i), groups);
   }
   return out;
 }

@@ -20,7 +20,6 @@ struct PackedRows {
   Tensor offsets;  ///< i32 [G·S + 1]: bounds of the rows of (head, sequence), head-major
   std::int64_t sequence_count = 1;
   Tensor time;            ///< i32 [M]: row → position within its sequence
-  Tensor host_offsets;    ///< offsets on the CPU
   std::int64_t kept = 0;  ///< tokens that have a row
 
   std::int64_t rows() const { return token.numel(); }
@@ -30,28 +29,22 @@ struct PackedRows {
   std::int64_t groups() const { return (offsets.numel() - 1) / sequence_count; }
 };
 
-/// offsets [groups·sequences + 1] from heads [tokens, slots]. invalid_token [1] becomes the first
-/// token whose heads are not ascending in [0, groups) with −1 only at the end, or −1 if all are
-/// right; otherwise offsets are not written. kept [1]: tokens whose first slot is not empty.
-struct PackCount {
+/// Everything from heads [tokens, slots]: offsets [groups·sequences + 1], row_of like heads, token
+/// and time with room for tokens·slots rows. invalid_token [1] becomes the first token whose heads
+/// are not ascending in [0, groups) with −1 only at the end, or −1 if all are right; otherwise
+/// nothing else is defined. kept [1]: tokens whose first slot is not empty. Both are null where the
+/// heads are known to be right.
+struct PackRows {
   const std::int32_t* heads = nullptr;
   std::int32_t* offsets = nullptr;
   std::int32_t* invalid_token = nullptr;
   std::int32_t* kept = nullptr;
-  std::int64_t tokens = 0, slots = 0, groups = 0, sequences = 1;
-};
-extern Slot<PackCount> pack_count;
-
-/// token, time and row_of from valid heads and their offsets.
-struct PackFill {
-  const std::int32_t* heads = nullptr;
-  const std::int32_t* offsets = nullptr;
   std::int32_t* token = nullptr;
   std::int32_t* time = nullptr;
   std::int32_t* row_of = nullptr;
   std::int64_t tokens = 0, slots = 0, groups = 0, sequences = 1;
 };
-extern Slot<PackFill> pack_fill;
+extern Slot<PackRows> pack_rows;
 
 /// y[r] = x[token[r]]; x [tokens, C], y [rows, C].
 struct RowsGather {
@@ -91,11 +84,15 @@ namespace ops {
 
 /// heads i32 [N, k] with entries in [−1, groups), ascending within a token with −1 at the end; N a
 /// multiple of `sequences`. Throws ShapeError, DTypeError, and ConfigError for heads that are out
-/// of range or out of order, NumericError for those of a row with a NaN (topk_heads).
-PackedRows pack_rows(const Tensor& heads, std::int64_t groups, std::int64_t sequences);
-/// Those of several selections of the same tokens. On a device the host waits once for all.
+/// of range or out of order, NumericError for those of a row with a NaN (topk_heads). On a device
+/// the host waits to know that and the number of rows, unless the heads come from topk_heads and
+/// fill every slot: then there are N·k rows.
+enum class Slots : std::uint8_t { any, filled };
+PackedRows pack_rows(const Tensor& heads, std::int64_t groups, std::int64_t sequences,
+                     Slots slots = Slots::any);
+/// Those of several selections of the same tokens; the host waits once for all.
 std::vector<PackedRows> pack_rows(std::span<const Tensor> heads, std::int64_t groups,
-                                  std::int64_t sequences);
+                                  std::int64_t sequences, Slots slots = Slots::any);
 
 /// x [tokens, C] → [rows, C].
 Tensor gather_rows(const Tensor& x, const PackedRows& rows);

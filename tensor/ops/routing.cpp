@@ -352,6 +352,7 @@ void prototype_stats_typed(const PrototypeStats& a) {
 void key_ranges_cpu(const KeyRangesFwd& a) {
   parallel_for(a.segments, kSegmentGrain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t s = begin; s < end; ++s) {
+      a.streams[s] = stream_of(a, s);
       const std::int32_t first = a.k_offsets[s];
       std::int32_t key = first;
       for (std::int32_t q = a.q_offsets[s]; q < a.q_offsets[s + 1]; ++q) {

@@ -7,6 +7,8 @@
 // that neither the number of tokens nor the tile changes.
 #pragma once
 
+#include "tensor/host_device.h"
+#include "tensor/ops/attention.h"
 #include "tensor/ops/pack.h"
 #include "tensor/slot.h"
 #include "tensor/tensor.h"
@@ -99,7 +101,8 @@ extern Slot<PrototypeStats> prototype_stats;
 
 /// Which keys of its own packed stream each routed query sees: with n the entries of the stream at
 /// or before the query's time, hi = n and lo = n − visible[n], counted from the segment's first
-/// key. n − visible[n] must not decrease; lo and hi then do not within a segment.
+/// key. n − visible[n] must not decrease; lo and hi then do not within a segment. streams: the
+/// segments of attention, one per (head, sequence).
 struct KeyRangesFwd {
   const std::int32_t* q_token = nullptr;
   const std::int32_t* k_token = nullptr;
@@ -108,10 +111,23 @@ struct KeyRangesFwd {
   std::int32_t* lo = nullptr;  ///< [Mq]
   std::int32_t* hi = nullptr;
   const std::int32_t* visible = nullptr;  ///< [most keys of a segment + 1]
+  AttentionSegment* streams = nullptr;    ///< [segments]
   std::int64_t segments = 0;
+  std::int64_t sequences = 1;
   std::int64_t queries = 0;  ///< Mq
 };
 extern Slot<KeyRangesFwd> key_ranges_fwd;
+
+/// The segment of stream s.
+PROTEUS_HOST_DEVICE inline AttentionSegment stream_of(const KeyRangesFwd& a, std::int64_t s) {
+  return {.q_row = a.q_offsets[s],
+          .k_row = a.k_offsets[s],
+          .slot = a.q_offsets[s],
+          .range = a.q_offsets[s],
+          .q_count = a.q_offsets[s + 1] - a.q_offsets[s],
+          .k_count = a.k_offsets[s + 1] - a.k_offsets[s],
+          .head = s / a.sequences};
+}
 
 namespace ops {
 
@@ -155,7 +171,8 @@ GateStatistics gate_statistics(const Tensor& x, const GateTensors& gates, const 
                                const Tensor& share);
 
 struct KeyRanges {
-  Tensor lo, hi;  ///< [Mq] i32
+  Tensor lo, hi;   ///< [Mq] i32
+  Tensor streams;  ///< [segments, 8] i64: the AttentionSegments of the streams
 };
 /// Both layouts have the same heads and sequences. visible [most entries of a stream + 1] i32.
 KeyRanges key_ranges(const PackedRows& queries, const PackedRows& keys, const Tensor& visible);

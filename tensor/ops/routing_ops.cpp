@@ -229,9 +229,12 @@ KeyRanges key_ranges(const PackedRows& queries, const PackedRows& keys, const Te
                      "] (= tokens of a sequence + 1), got " + to_string(visible.shape()));
   }
   const Device device = queries.token.device();
+  const std::int64_t segments = queries.offsets.numel() - 1;
   KeyRanges out{Tensor::empty({queries.rows()}, DType::i32, device),
-                Tensor::empty({queries.rows()}, DType::i32, device)};
-  if (queries.rows() == 0) return out;
+                Tensor::empty({queries.rows()}, DType::i32, device),
+                Tensor::empty({segments, sizeof(AttentionSegment) / size_of(DType::i64)},
+                              DType::i64, device)};
+  if (segments == 0) return out;
   key_ranges_fwd(device, {.q_token = queries.token.data<std::int32_t>(),
                           .k_token = keys.token.data<std::int32_t>(),
                           .q_offsets = queries.offsets.data<std::int32_t>(),
@@ -239,7 +242,9 @@ KeyRanges key_ranges(const PackedRows& queries, const PackedRows& keys, const Te
                           .lo = out.lo.data<std::int32_t>(),
                           .hi = out.hi.data<std::int32_t>(),
                           .visible = visible.data<std::int32_t>(),
-                          .segments = queries.offsets.numel() - 1,
+                          .streams = static_cast<AttentionSegment*>(out.streams.raw()),
+                          .segments = segments,
+                          .sequences = queries.sequences(),
                           .queries = queries.rows()});
   return out;
 }

@@ -249,7 +249,11 @@ void topk_typed(const TopkFwd& a) {
       const auto select = a.H < kLongRow ? select_few<T> : select_few_of_many<T>;
       if (one_pass ? !select(scores, theta, a.H, k, heads)
                    : !adjust(scores, theta, a.H, values.data())) {
-        std::fill(heads, heads + a.k + a.extras, kNanHead);
+        if (a.nan_takes_first) {
+          std::iota(heads, heads + a.k, 0);
+        } else {
+          std::fill(heads, heads + a.k + a.extras, kNanHead);
+        }
         auto& first = invalid[static_cast<std::size_t>(begin / kRowGrain)];
         if (first == kNone) first = static_cast<std::int32_t>(n);
         continue;
@@ -377,8 +381,9 @@ Tensor topk_heads(const Tensor& scores_any, std::int64_t k, const Tensor& theta_
                     .H = H,
                     .k = k,
                     .extras = extras,
+                    .nan_takes_first = nan_rows == NanRows::take_first,
                     .dtype = scores.dtype()});
-  if (nan_rows == NanRows::mark) return heads;
+  if (nan_rows != NanRows::refuse) return heads;
   const auto row = static_cast<std::int64_t>(invalid.item());
   if (row >= 0) {
     throw NumericError(call + ": scores: row " + std::to_string(row) + " has a NaN" +

@@ -17,7 +17,7 @@ constexpr std::int32_t kNanHead = -2;
 /// (0 and k). Where extra [H] is not null, marked columns do not compete: each is added to a row's
 /// list, if that is not empty, where its value is above the least on it; heads is then [N, k +
 /// extras]. invalid_row [1] becomes the first row with a NaN, or −1; such a row's heads are
-/// kNanHead.
+/// kNanHead, or 0 to k − 1 with nan_takes_first.
 struct TopkFwd {
   const void* scores = nullptr;
   const void* theta = nullptr;
@@ -29,6 +29,7 @@ struct TopkFwd {
   std::int64_t H = 0;
   std::int64_t k = 0;
   std::int64_t extras = 0;  ///< how many columns are marked
+  bool nan_takes_first = false;
   DType dtype = DType::f32;
 };
 extern Slot<TopkFwd> topk_fwd;
@@ -88,8 +89,9 @@ namespace ops {
 /// one: the result is then [N, k + extras], and k is at most the number of the other columns.
 /// Throws ShapeError, DTypeError, ConfigError for k, and NumericError naming the first row that has
 /// a NaN; on a device the host waits to know. With NanRows::mark it does not: pack_rows throws when
-/// it meets the marks.
-enum class NanRows : std::uint8_t { refuse, mark };
+/// it meets the marks. With NanRows::take_first (no count, no extra) such a row takes the first k
+/// columns like any other: nobody ever waits, and its gates, which are NaN, say so in the output.
+enum class NanRows : std::uint8_t { refuse, mark, take_first };
 Tensor topk_heads(const Tensor& scores, std::int64_t k, const Tensor& theta = {},
                   const Tensor& count = {}, const Tensor& extra = {},
                   NanRows nan_rows = NanRows::refuse);

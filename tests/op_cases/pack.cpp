@@ -29,7 +29,7 @@ struct Sizes {
 OpCase gather_case(const Sizes& s) {
   return {.op = "gather_rows",
           .variant = s.name,
-          .slots = {"pack_count", "pack_fill", "rows_gather", "rows_combine"},
+          .slots = {"pack_rows", "rows_gather", "rows_combine"},
           .inputs = {{{s.tokens, s.C}}},
           .run =
               [s](const auto& v) {
@@ -43,7 +43,7 @@ OpCase combine_case(const Sizes& s) {
   const std::int64_t rows = rows_of(s.tokens, s.slots, s.groups, s.sequences, kCpu).rows();
   return {.op = "combine_rows",
           .variant = s.name,
-          .slots = {"pack_count", "pack_fill", "rows_gather", "rows_combine"},
+          .slots = {"pack_rows", "rows_gather", "rows_combine"},
           .inputs = {{{rows, s.C}}},
           .run =
               [s](const auto& v) {
@@ -56,7 +56,7 @@ OpCase combine_case(const Sizes& s) {
 OpCase slots_case(const Sizes& s) {
   return {.op = "gather_slots",
           .variant = s.name,
-          .slots = {"pack_count", "pack_fill", "slots_gather", "slots_scatter"},
+          .slots = {"pack_rows", "slots_gather", "slots_scatter"},
           .inputs = {{{s.tokens, s.groups}}},
           .run =
               [s](const auto& v) {
@@ -70,7 +70,7 @@ OpCase slots_case(const Sizes& s) {
 OpCase pack_case(const std::string& variant, const Sizes& s) {
   return {.op = "pack_rows",
           .variant = variant,
-          .slots = {"pack_count", "pack_fill"},
+          .slots = {"pack_rows"},
           .inputs = {{.shape = {1}, .differentiable = false}},
           .run =
               [s](const auto& v) {
