@@ -1,3 +1,5 @@
+#include <bit>
+
 #include "cuda/attention_common.cuh"
 
 namespace proteus::cuda {
@@ -37,22 +39,50 @@ __global__ void count_tiles(const AttentionSegment* segments, std::int64_t count
   begin[count + 1] = 0;  // TileList::ticket
 }
 
-constexpr int kStatsWarps = 8;
-constexpr int kStatsQueries = 4 * kStatsWarps;
+constexpr int kStatsThreads = 256;
+constexpr int kStatsQueries = 128;  // per tile
 
-template <class T, class A>
-__global__ void query_stats(const AttentionBwd a, const TileList tiles, A* lse, A* delta) {
+__device__ inline float dot2(std::uint32_t a, std::uint32_t b, float sum) {
+  const auto low = [](std::uint32_t x) { return std::bit_cast<float>(x << 16); };
+  const auto high = [](std::uint32_t x) { return std::bit_cast<float>(x & 0xffff0000u); };
+  return fmaf(low(a), low(b), fmaf(high(a), high(b), sum));
+}
+
+/// A lane's part of Σ_d x_d·y_d, of a row that kLanes lanes share; kChunks: rows of kLanes chunks
+/// of 16 bytes of bf16.
+template <class T, class A, int kLanes, bool kChunks>
+__device__ A partial_dot(const T* x, const T* y, std::int64_t D, int lane) {
+  if constexpr (kChunks) {
+    const uint4 a = reinterpret_cast<const uint4*>(x)[lane];
+    const uint4 b = reinterpret_cast<const uint4*>(y)[lane];
+    return dot2(a.x, b.x, dot2(a.y, b.y, dot2(a.z, b.z, dot2(a.w, b.w, 0))));
+  } else {
+    A sum = 0;
+    for (std::int64_t d = lane; d < D; d += kLanes) sum += A(x[d]) * A(y[d]);
+    return sum;
+  }
+}
+
+template <class T, class A, int kLanes, bool kChunks>
+__global__ void __launch_bounds__(kStatsThreads)
+    query_stats(const AttentionBwd a, const TileList tiles, A* lse, A* delta) {
+  constexpr int kPass = kStatsThreads / kLanes;  // rows at a time
   const AttentionProblem& p = a.problem;
+  const int lane = static_cast<int>(threadIdx.x) % kLanes;
   for_tiles<TileOf::queries>(p, tiles, kStatsQueries, [&](const Tile& t) {
-    for (int i = warp_id(); i < t.count; i += kStatsWarps) {
-      const std::int64_t row = t.s.q_row + t.first + i;
+#pragma unroll 2
+    for (int base = 0; base < t.count; base += kPass) {
+      const int i = base + static_cast<int>(threadIdx.x) / kLanes;
+      const bool inside = i < t.count;
+      const std::int64_t row = t.s.q_row + t.first + (inside ? i : 0);
+      A sum = partial_dot<T, A, kLanes, kChunks>(row_of<T>(a.out, t.s.head, row),
+                                                 row_of<T>(a.dout, t.s.head, row), p.D, lane);
+#pragma unroll
+      for (int step = kLanes / 2; step > 0; step /= 2) {
+        sum += __shfl_xor_sync(kAllLanes, sum, step);
+      }
+      if (!inside || lane != 0) continue;
       const std::int64_t slot = t.s.slot + t.first + i;
-      const T* out = row_of<T>(a.out, t.s.head, row);
-      const T* dout = row_of<T>(a.dout, t.s.head, row);
-      A sum = 0;
-      for (std::int64_t d = lane_id(); d < p.D; d += kWarp) sum += A(out[d]) * A(dout[d]);
-      sum = warp_sum(sum);
-      if (lane_id() != 0) continue;
       const A value = static_cast<const A*>(a.lse)[slot];
       lse[slot] = value == -kInfinity<A> ? kInfinity<A> : value;
       delta[slot] = sum;
@@ -107,15 +137,22 @@ QueryStats<A>::QueryStats(const AttentionBwd& a)
   A* lse = static_cast<A*>(memory_.data());
   const Tiles tiles(p, TileOf::queries, kStatsQueries);
   const auto run = [&](auto kernel) {
-    launch("attention: query_stats", kernel, tiles.grid(), kStatsWarps * kWarp, 0, a, tiles.list(),
-           lse, lse + slots_);
+    launch("attention: query_stats", kernel, tiles.grid(), kStatsThreads, 0, a, tiles.list(), lse,
+           lse + slots_);
   };
+  const bool chunks = chunked(a.out, p.dtype) && chunked(a.dout, p.dtype);
   if constexpr (sizeof(A) == 8) {
-    run(query_stats<double, double>);
-  } else if (p.dtype == DType::bf16) {
-    run(query_stats<bfloat16, float>);
+    run(query_stats<double, double, kWarp, false>);
+  } else if (p.dtype == DType::f32) {
+    run(query_stats<float, float, kWarp, false>);
+  } else if (chunks && p.D == 32) {
+    run(query_stats<bfloat16, float, 4, true>);
+  } else if (chunks && p.D == 64) {
+    run(query_stats<bfloat16, float, 8, true>);
+  } else if (chunks && p.D == 128) {
+    run(query_stats<bfloat16, float, 16, true>);
   } else {
-    run(query_stats<float, float>);
+    run(query_stats<bfloat16, float, kWarp, false>);
   }
   if (!a.dsink) return;
   launch("attention: sink_gradient", sink_gradient<A>, static_cast<unsigned>(p.segment_count),

@@ -135,7 +135,7 @@ __device__ void produce_tile(const AttentionBwd& a, const Stats& stats, const Wo
     const std::int64_t at = work.begin + static_cast<std::int64_t>(n) * kMoving;
     const int count = static_cast<int>(min(std::int64_t{kMoving}, work.end - at));
     const int stage = ring.stage;
-    wait_at(&shared.empty[stage], ring.parity ^ 1);
+    copies.wait_for(&shared.empty[stage], ring.parity ^ 1);
     copy_halves<kMoving, kD>(shared.moving_a[stage], kKeys ? p.q : p.k, head, moving + at, count);
     copy_halves<kMoving, kD>(shared.moving_b[stage], kKeys ? a.dout : p.v, head, moving + at,
                              count);
@@ -263,14 +263,78 @@ struct Mine {
   __device__ Mine() : group(warp_id() / 4 - 1), first(group * kGroupRows + warp_id() % 4 * 16) {}
 };
 
-/// Starts S and dP of a group's rows and a tile that passes by: two groups of products.
+/// The rows that stay, as left operands of S and dP. They are given back when the tile is done.
 template <int kD>
-__device__ void start_pair(Accumulator<1, kColumns>& s, Accumulator<1, kColumns>& dp,
-                           const Shared<kD>& shared, int group, int stage) {
-  const int offset = group * kGroupRows * kSwizzledWidth;
-  start_scores<kD, kFixed>(s, shared.fixed_a + offset, shared.moving_a[stage]);
-  start_scores<kD, kFixed>(dp, shared.fixed_b + offset, shared.moving_b[stage]);
+struct FixedRows {
+  const bf16* a;
+  const bf16* b;
+  __device__ FixedRows(Shared<kD>& shared, const Mine& mine)
+      : a(shared.fixed_a + mine.group * kGroupRows * kSwizzledWidth),
+        b(shared.fixed_b + mine.group * kGroupRows * kSwizzledWidth) {}
+  __device__ void start(Accumulator<1, kColumns>& s, Accumulator<1, kColumns>& dp,
+                        const Shared<kD>& shared, int stage) const {
+    start_scores<kD, kFixed>(s, a, shared.moving_a[stage]);
+    start_scores<kD, kFixed>(dp, b, shared.moving_b[stage]);
+  }
+  __device__ void done(Shared<kD>& shared) const { release(&shared.fixed_empty); }
+};
+
+/// At width 64 registers hold them, which halves what is read from shared memory; the next tile's
+/// can come at once.
+template <>
+struct FixedRows<64> {
+  HeldRows<64, 1> a, b;
+  __device__ FixedRows(Shared<64>& shared, const Mine& mine)
+      : a(shared.fixed_a, mine.first), b(shared.fixed_b, mine.first) {
+    release(&shared.fixed_empty);
+  }
+  __device__ void start(Accumulator<1, kColumns>& s, Accumulator<1, kColumns>& dp,
+                        const Shared<64>& shared, int stage) const {
+    start_scores(s, a, shared.moving_a[stage]);
+    start_scores(dp, b, shared.moving_b[stage]);
+  }
+  __device__ void done(Shared<64>&) const {}
+};
+
+/// The stage whose tile the products in flight still read.
+template <int kD>
+class InFlight {
+ public:
+  __device__ explicit InFlight(Shared<kD>& shared) : shared_(shared) {}
+  __device__ void set(int stage) { stage_ = stage; }
+  /// Those products are done.
+  __device__ void give_back() {
+    if (stage_ >= 0) release(&shared_.empty[stage_]);
+    stage_ = -1;
+  }
+
+ private:
+  Shared<kD>& shared_;
+  int stage_ = -1;
+};
+
+template <int kD>
+__device__ void store_keys(const AttentionBwd& a, const Tile& t, const Mine& mine,
+                           const Accumulator<1, kD / 8>& dk, const Accumulator<1, kD / 8>& dv,
+                           Shared<kD>& shared) {
+  const std::int64_t row = t.s.k_row + t.first + mine.first;
+  const int count = t.count - mine.first;
+  bf16* staging = shared.out + mine.first * kD;
+  const float factor = static_cast<float>(a.problem.scale);
+  if (a.dk.data) {
+    store_rows<kD, 1>(dk, {{factor, factor}}, staging, row_of_out<bf16>(a.dk, t.s.head, row),
+                      a.dk.row_stride, count);
+  }
+  if (a.dv.data) {
+    store_rows<kD, 1>(dv, {{1, 1}}, staging, row_of_out<bf16>(a.dv, t.s.head, row), a.dv.row_stride,
+                      count);
+  }
 }
+
+/// Whether the sums of one tile are still being added while the next one's scores begin; at width
+/// 128 the registers do not suffice, and the compiler would order all products.
+template <int kD>
+constexpr bool kOverlap = kD == 64;
 
 template <int kD>
 __device__ void consume_keys(const AttentionBwd& a, const Work& work, Shared<kD>& shared,
@@ -279,6 +343,8 @@ __device__ void consume_keys(const AttentionBwd& a, const Work& work, Shared<kD>
   const Tile& t = work.tile;
   const int anchors = anchors_of(p);
   const Mine mine;
+  const FixedRows<kD> fixed(shared, mine);
+  InFlight<kD> in_flight(shared);
   const int group_key = static_cast<int>(t.first) + mine.group * kGroupRows;
   const int key = static_cast<int>(t.first) + mine.first;
   const float scale = static_cast<float>(p.scale) * kLog2E;
@@ -293,41 +359,40 @@ __device__ void consume_keys(const AttentionBwd& a, const Work& work, Shared<kD>
     wait_at(&shared.full[stage], ring.parity);
     const Sight sight{shared.lo[stage][0], shared.hi[stage][0], shared.lo[stage][last],
                       shared.hi[stage][last]};
-    if (!sight.nothing(group_key, group_key + kGroupRows, anchors)) {
-      Accumulator<1, kColumns> s;
-      Accumulator<1, kColumns> dp;
-      std::uint32_t packed[kColumns / 2][4];
-      std::uint32_t packed_slopes[kColumns / 2][4];
-      const ColumnStats<kD> stats{shared, stage};
-      start_pair<kD>(s, dp, shared, mine.group, stage);
-      wgmma_wait<1>();
-      const bool full =
-          last == kMoving - 1 && sight.everything(group_key, group_key + kGroupRows, anchors);
-      if (!full) hide_queries<kD>(s, shared, stage, key, anchors);
-      weigh(s, scale, stats);
-      pack_blocks(packed, s);
-      start_sums<kD>(dv, packed, shared.moving_b[stage]);
-      wgmma_wait<1>();
-      slopes(dp, s, stats);
-      pack_blocks(packed_slopes, dp);
-      start_sums<kD>(dk, packed_slopes, shared.moving_a[stage]);
+    if (sight.nothing(group_key, group_key + kGroupRows, anchors)) {
       wgmma_wait<0>();
+      in_flight.give_back();
+      release(&shared.empty[stage]);
+      continue;
     }
-    release(&shared.empty[stage]);
+    Accumulator<1, kColumns> s;
+    Accumulator<1, kColumns> dp;
+    std::uint32_t weights[kColumns / 2][4];
+    std::uint32_t slope[kColumns / 2][4];
+    const ColumnStats<kD> stats{shared, stage};
+    fixed.start(s, dp, shared, stage);
+    wgmma_wait<1>();
+    in_flight.give_back();
+    const bool full =
+        last == kMoving - 1 && sight.everything(group_key, group_key + kGroupRows, anchors);
+    if (!full) hide_queries<kD>(s, shared, stage, key, anchors);
+    weigh(s, scale, stats);
+    pack_blocks(weights, s);
+    start_sums<kD>(dv, weights, shared.moving_b[stage]);
+    wgmma_wait<1>();
+    slopes(dp, s, stats);
+    pack_blocks(slope, dp);
+    start_sums<kD>(dk, slope, shared.moving_a[stage]);
+    in_flight.set(stage);
+    if constexpr (!kOverlap<kD>) {
+      wgmma_wait<0>();
+      in_flight.give_back();
+    }
   }
-  release(&shared.fixed_empty);
-  const std::int64_t row = t.s.k_row + t.first + mine.first;
-  const int count = t.count - mine.first;
-  bf16* staging = shared.out + mine.first * kD;
-  const float factor = static_cast<float>(p.scale);
-  if (a.dk.data) {
-    store_rows<kD, 1>(dk, {{factor, factor}}, staging, row_of_out<bf16>(a.dk, t.s.head, row),
-                      a.dk.row_stride, count);
-  }
-  if (a.dv.data) {
-    store_rows<kD, 1>(dv, {{1, 1}}, staging, row_of_out<bf16>(a.dv, t.s.head, row), a.dv.row_stride,
-                      count);
-  }
+  wgmma_wait<0>();
+  in_flight.give_back();
+  fixed.done(shared);
+  store_keys<kD>(a, t, mine, dk, dv, shared);
 }
 
 template <int kD>
@@ -337,6 +402,8 @@ __device__ void consume_queries(const AttentionBwd& a, const Stats& all_stats, c
   const Tile& t = work.tile;
   const int anchors = anchors_of(p);
   const Mine mine;
+  const FixedRows<kD> fixed(shared, mine);
+  InFlight<kD> in_flight(shared);
   const WarpQueries w(p, t, mine.first, 16);
   const RowStats stats(all_stats, w);
   const Sight sight = work.group[mine.group];
@@ -347,23 +414,29 @@ __device__ void consume_queries(const AttentionBwd& a, const Stats& all_stats, c
     const int stage = ring.stage;
     const int key = n * kMoving;
     wait_at(&shared.full[stage], ring.parity);
-    if (!sight.nothing(key, key + kMoving, anchors)) {
-      Accumulator<1, kColumns> s;
-      Accumulator<1, kColumns> dp;
-      std::uint32_t packed[kColumns / 2][4];
-      start_pair<kD>(s, dp, shared, mine.group, stage);
-      wgmma_wait<1>();
-      if (!sight.everything(key, key + kMoving, anchors)) hide(s, w, key, anchors);
-      weigh(s, scale, stats);
+    if (sight.nothing(key, key + kMoving, anchors)) {
       wgmma_wait<0>();
-      slopes(dp, s, stats);
-      pack_blocks(packed, dp);
-      start_sums<kD>(dq, packed, shared.moving_a[stage]);
-      wgmma_wait<0>();
+      in_flight.give_back();
+      release(&shared.empty[stage]);
+      continue;
     }
-    release(&shared.empty[stage]);
+    Accumulator<1, kColumns> s;
+    Accumulator<1, kColumns> dp;
+    std::uint32_t slope[kColumns / 2][4];
+    fixed.start(s, dp, shared, stage);
+    wgmma_wait<1>();
+    in_flight.give_back();
+    if (!sight.everything(key, key + kMoving, anchors)) hide(s, w, key, anchors);
+    weigh(s, scale, stats);
+    wgmma_wait<0>();
+    slopes(dp, s, stats);
+    pack_blocks(slope, dp);
+    start_sums<kD>(dq, slope, shared.moving_a[stage]);
+    in_flight.set(stage);
   }
-  release(&shared.fixed_empty);
+  wgmma_wait<0>();
+  in_flight.give_back();
+  fixed.done(shared);
   const float factor = static_cast<float>(p.scale);
   store_rows<kD, 1>(dq, {{factor, factor}}, shared.out + mine.first * kD,
                     row_of_out<bf16>(a.dq, t.s.head, t.s.q_row + t.first + mine.first),

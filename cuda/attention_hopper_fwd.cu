@@ -116,10 +116,10 @@ __device__ void produce(const AttentionFwd& a, const TileList& tiles, Shared<kD>
     for (int tile = walk.first(); tile < walk.end; tile = walk.next(tile), ring.next()) {
       const std::int64_t key = static_cast<std::int64_t>(tile) * kKeys;
       const int count = static_cast<int>(t.s.k_count - key);
-      wait_at(&shared.k_empty[ring.stage], ring.parity ^ 1);
+      copies.wait_for(&shared.k_empty[ring.stage], ring.parity ^ 1);
       copy_halves<kKeys, kD>(shared.k[ring.stage], p.k, t.s.head, t.s.k_row + key, count);
       copies.start(&shared.k_full[ring.stage]);
-      wait_at(&shared.v_empty[ring.stage], ring.parity ^ 1);
+      copies.wait_for(&shared.v_empty[ring.stage], ring.parity ^ 1);
       copy_halves<kKeys, kD>(shared.v[ring.stage], p.v, t.s.head, t.s.k_row + key, count);
       copies.start(&shared.v_full[ring.stage]);
     }

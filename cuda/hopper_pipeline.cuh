@@ -40,10 +40,16 @@ __device__ inline int next_ticket(const TileList& tiles) {
 }
 
 /// Copies on their way, each with the barrier to arrive at when it is there. A copy is reported
-/// when kAhead later ones have begun: by then consumers have given back what those overwrite, even
-/// with two stages.
+/// when kAhead later ones have begun, or when the producer has to wait for room: consumers may need
+/// the copy to make it.
 class Copies {
  public:
+  /// Waits until consumers have given back what the next copy overwrites.
+  __device__ inline void wait_for(Barrier* empty, int parity) {
+    if (is_over(empty, parity)) return;
+    finish();
+    wait_at(empty, parity);
+  }
   __device__ inline void start(Barrier* full) {
     commit_copies();
     if (full_[kAhead - 1]) {
@@ -106,6 +112,17 @@ __device__ inline void start_scores(Accumulator<1, kColumns>& s, const bf16* a, 
     wgmma(s[0], descriptor(a + half * kRowsA * kSwizzledWidth + column, 16),
           descriptor(b + half * 8 * kColumns * kSwizzledWidth + column, 16), d > 0);
   }
+  wgmma_commit();
+}
+
+/// The same with the warp's 16 rows of a in registers.
+template <int kD, int kColumns>
+__device__ inline void start_scores(Accumulator<1, kColumns>& s, const HeldRows<kD, 1>& a,
+                                    const bf16* b) {
+  static_assert(kD == kSwizzledWidth);
+  wgmma_fence();
+#pragma unroll
+  for (int d = 0; d < kD / 16; ++d) wgmma(s[0], a.held[d][0], descriptor(b + d * 16, 16), d > 0);
   wgmma_commit();
 }
 
