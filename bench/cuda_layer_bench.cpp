@@ -135,9 +135,66 @@ void table(const char* name, Attention& layer, std::int64_t most, Device device)
               slope(lengths, forward_ms), slope(lengths, both_ms));
 }
 
+// The work of aspa_config() by slot, of T tokens; see SlotWork.
+SlotWorks forward_works(double T) {
+  const AspaConfig c = aspa_config();
+  const auto C = static_cast<double>(c.width), D = static_cast<double>(c.head_width);
+  const auto k = static_cast<double>(c.k), Hs = static_cast<double>(c.shared_heads);
+  const auto R = static_cast<double>(c.routing_width), Hr = static_cast<double>(c.routed_heads);
+  const auto W = static_cast<double>(c.window + c.anchors);
+  const double x = 2 * C, rows = 2 * k * D, shared = 2 * Hs * D, z = 4 * k, projected = 4 * R;
+  SlotWorks works{
+      {"key_shift_fwd", {0, 2 * x}},
+      {"wide_linear_fwd", {2 * 3 * 2 * C * R, 2 * (x + projected)}},
+      {"gate_logits_fwd", {0, 2 * (projected + 4 * Hr)}},
+      {"topk_fwd", {0, 2 * (4 * Hr + z)}},
+      {"pack_rows", {0, 2 * 4 * z}},
+      {"key_ranges_fwd", {0, 4 * z}},
+      {"gate_rows_fwd", {0, 2 * (projected + 3 * z)}},
+      {"grouped_gather", {3 * 2 * k * C * D, 3 * (x + rows)}},
+      {"rope_fwd", {0, 2 * 2 * (rows + shared)}},
+      {"attention_fwd", {4 * D * W * (k + Hs), 4 * (rows + shared)}},
+      {"scale_rows_fwd", {0, 2 * (rows + shared)}},
+      {"grouped_scatter", {2 * k * C * D, rows + 2 * x}},
+      {"gemm_fwd", {2 * C * Hs * (4 * D + 1), 5 * x + 4 * shared}},
+  };
+  for (auto& [name, work] : works) work = {work.flops * T, work.bytes * T};
+  return works;
+}
+
+SlotWorks both_works(double T) {
+  const AspaConfig c = aspa_config();
+  const auto C = static_cast<double>(c.width), D = static_cast<double>(c.head_width);
+  const auto k = static_cast<double>(c.k), Hs = static_cast<double>(c.shared_heads);
+  const auto R = static_cast<double>(c.routing_width);
+  const auto W = static_cast<double>(c.window + c.anchors);
+  const double x = 2 * C, rows = 2 * k * D, shared = 2 * Hs * D, z = 4 * k, projected = 4 * R;
+  const SlotWorks backward{
+      {"key_shift_bwd", {0, 3 * x}},
+      {"accumulate", {0, 3 * x}},
+      {"wide_linear_bwd", {2 * 2 * 2 * C * R, 2 * (3 * x + projected)}},
+      {"gate_rows_bwd", {0, 2 * (2 * projected + 3 * z)}},
+      {"prototype_stats", {0, 2 * (projected + 2 * z)}},
+      {"grouped_gather", {2 * k * C * D, x + rows}},
+      {"grouped_weight", {4 * 2 * k * C * D, 4 * (x + rows)}},
+      {"grouped_scatter", {3 * 2 * k * C * D, 3 * rows + 4 * x}},
+      {"rope_fwd", {0, 2 * 2 * (rows + shared)}},
+      {"attention_bwd", {10 * D * W * (k + Hs), 8 * (rows + shared)}},
+      {"scale_rows_bwd", {0, 3 * (rows + shared)}},
+      {"gemm_fwd", {4 * C * Hs * (4 * D + 1), 14 * x + 8 * shared}},
+  };
+  SlotWorks works = forward_works(T);
+  for (const auto& [name, work] : backward) {
+    works[name].flops += work.flops * T;
+    works[name].bytes += work.bytes * T;
+  }
+  return works;
+}
+
 void by_slot(Attention& layer, std::int64_t T, Device device) {
   const Problem p = problem(T, device, true);
-  const auto times = [&](const char* what, bool training, const std::function<void()>& call) {
+  const auto times = [&](const char* what, bool training, const SlotWorks& works,
+                         const std::function<void()>& call) {
     layer.set_training(training);
     call();
     synchronize(device);
@@ -145,10 +202,11 @@ void by_slot(Attention& layer, std::int64_t T, Device device) {
     const SlotTimes watch;
     call();
     synchronize(device);
-    watch.print();
+    watch.print(works);
   };
-  times("forward", false, [&] { forward(layer, p); });
-  times("forward and backward", true, [&] { forward_backward(layer, p); });
+  const auto tokens = static_cast<double>(T);
+  times("forward", false, forward_works(tokens), [&] { forward(layer, p); });
+  times("forward and backward", true, both_works(tokens), [&] { forward_backward(layer, p); });
 }
 
 std::int64_t option(int argc, char** argv, std::string_view name, std::int64_t standard) {

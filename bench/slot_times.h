@@ -1,6 +1,8 @@
 // Where the time of a piece of work on a GPU goes, by slot: while it lives, a SlotTimes waits for
 // the device around every kernel call and every copy, so that each can be timed on its own. What is
-// left of the clock is the host's.
+// left of the clock is the host's. A kernel that calls another one's slot is timed as a whole. Where
+// the work of a slot is known, its rates and its floor stand beside: the larger of its operations over
+// what tensor cores reach and its bytes over what memory reaches.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +17,17 @@
 #include "tensor/slot.h"
 
 namespace proteus::bench {
+
+/// What calls of a slot have to do, at least: every input read once, every output written once.
+struct SlotWork {
+  double flops = 0;
+  double bytes = 0;
+};
+using SlotWorks = std::map<std::string, SlotWork>;
+
+/// A second's work of an H100, measured: a large product in bf16, a large copy.
+constexpr double kReachedFlops = 790e12;
+constexpr double kReachedBytes = 3.0e12;
 
 class SlotTimes {
  public:
@@ -42,15 +55,22 @@ class SlotTimes {
   SlotTimes(const SlotTimes&) = delete;
   SlotTimes& operator=(const SlotTimes&) = delete;
 
-  /// Milliseconds and calls, the longest first.
-  void print() const {
+  /// Milliseconds, calls and rates, the longest first.
+  void print(const SlotWorks& works = {}) const {
     const double all = since(begin_);
     std::vector<std::pair<std::string, Entry>> entries(entries_.begin(), entries_.end());
     std::sort(entries.begin(), entries.end(),
               [](const auto& a, const auto& b) { return a.second.ms > b.second.ms; });
     double left = all;
     for (const auto& [name, entry] : entries) {
-      std::printf("  %-22s %10.3f ms %5d calls\n", name.c_str(), entry.ms, entry.calls);
+      std::printf("  %-22s %10.3f ms %5d calls", name.c_str(), entry.ms, entry.calls);
+      if (const auto work = works.find(name); work != works.end()) {
+        const SlotWork& w = work->second;
+        std::printf(" %7.1f TFLOP/s %7.0f GB/s, floor %8.3f ms", w.flops / entry.ms / 1e9,
+                    w.bytes / entry.ms / 1e6,
+                    1e3 * std::max(w.flops / kReachedFlops, w.bytes / kReachedBytes));
+      }
+      std::printf("\n");
       left -= entry.ms;
     }
     std::printf("  %-22s %10.3f ms\n", "outside of kernels", left);
@@ -71,23 +91,27 @@ class SlotTimes {
     return std::chrono::duration<double, std::milli>(Clock::now() - t).count();
   }
   void start(int index) {
+    if (depth_++ > 0) return;
     hooks_.synchronize(index);
     started_ = Clock::now();
   }
   void stop(int index, const std::string& name) {
+    if (--depth_ > 0) return;
     hooks_.synchronize(index);
     Entry& entry = entries_[name];
     entry.ms += since(started_);
     ++entry.calls;
   }
-  // A slot counts a call before its kernel begins.
+  // A slot counts a call before its kernel begins; of several the first in the list that is not the
+  // product which others call.
   std::string called_slot() {
     std::string name = "?";
+    if (depth_ > 1) return name;
     for (std::size_t i = 0; i < calls_.size(); ++i) {
       const SlotBase& slot = *slot_registry()[i];
       if (slot.device_calls() == calls_[i]) continue;
       calls_[i] = slot.device_calls();
-      name = slot.name();
+      if (name == "?" || name == "gemm_fwd") name = slot.name();
     }
     return name;
   }
@@ -96,6 +120,7 @@ class SlotTimes {
   std::vector<std::uint64_t> calls_;
   std::map<std::string, Entry> entries_;
   Clock::time_point begin_, started_;
+  int depth_ = 0;  // of calls within calls
 };
 
 }  // namespace proteus::bench

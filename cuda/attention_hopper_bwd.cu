@@ -2,8 +2,8 @@
 // a producer warpgroup and two consumers of 64 rows each (hopper_pipeline.cuh). In the pass over
 // keys K and V stay in shared memory while Q and dO pass by, in the pass over queries it is the
 // other way round; both begin with the same two products, S and dP of the rows that stay.
+#include "cuda/attention_hopper_weights.cuh"
 #include "cuda/attention_rungs.h"
-#include "cuda/hopper_pipeline.cuh"
 
 namespace proteus::cuda {
 namespace {
@@ -13,18 +13,11 @@ enum class Pass { keys, queries };  // whose rows stay
 constexpr int kConsumers = 2;
 constexpr int kThreads = (1 + kConsumers) * kGroup;
 constexpr int kFixed = kConsumers * kGroupRows;  // rows that stay
-constexpr int kMoving = 64;                      // rows per tile that passes by
-constexpr int kColumns = kMoving / 8;
 template <int kD>
 constexpr int kStages = kD == 64 ? 4 : 3;
 // Together the 65,536 of a multiprocessor, less a little.
 constexpr int kProducerRegisters = 24;
 constexpr int kConsumerRegisters = 240;
-
-struct Stats {
-  const float* lse;
-  const float* delta;
-};
 
 /// What a block does next: a tile of rows that stay, and which rows pass by: tiles of the walk,
 /// from `begin` to `end`.
@@ -46,6 +39,7 @@ struct Shared {
   alignas(1024) bf16 out[kFixed * kD];
   float lse[kStages<kD>][kMoving];
   float delta[kStages<kD>][kMoving];
+  float bias[kStages<kD>][kMoving];  // of moving keys
   int lo[kStages<kD>][kMoving];
   int hi[kStages<kD>][kMoving];
   Work work[kWorkStages];
@@ -119,7 +113,17 @@ __device__ void copy_stats(const AttentionProblem& p, const AttentionSegment& s,
   }
 }
 
-template <int kD, Pass kPass>
+/// Starts copying the bias of the keys [first, first + count) beside their rows.
+template <int kD>
+__device__ void copy_bias(const AttentionProblem& p, const AttentionSegment& s, std::int64_t first,
+                          int count, Shared<kD>& shared, int stage) {
+  const int i = static_cast<int>(threadIdx.x);
+  if (i >= kMoving) return;
+  const auto* bias = static_cast<const float*>(p.key_bias) + s.k_row + first;
+  copy_async_4(&shared.bias[stage][i], bias + (i < count ? i : 0), i < count);
+}
+
+template <int kD, Pass kPass, bool kBias>
 __device__ void produce_tile(const AttentionBwd& a, const Stats& stats, const Work& work,
                              Shared<kD>& shared, Ring<kStages<kD>>& ring, Copies& copies) {
   constexpr bool kKeys = kPass == Pass::keys;
@@ -139,13 +143,17 @@ __device__ void produce_tile(const AttentionBwd& a, const Stats& stats, const Wo
     copy_halves<kMoving, kD>(shared.moving_a[stage], kKeys ? p.q : p.k, head, moving + at, count);
     copy_halves<kMoving, kD>(shared.moving_b[stage], kKeys ? a.dout : p.v, head, moving + at,
                              count);
-    if (kKeys) copy_stats<kD>(p, t.s, stats, at, count, shared, stage);
+    if constexpr (kKeys) {
+      copy_stats<kD>(p, t.s, stats, at, count, shared, stage);
+    } else if constexpr (kBias) {
+      copy_bias<kD>(p, t.s, at, count, shared, stage);
+    }
     copies.start(&shared.full[stage]);
   }
   copies.finish();
 }
 
-template <int kD, Pass kPass>
+template <int kD, Pass kPass, bool kBias>
 __device__ void produce(const AttentionBwd& a, const TileList& tiles, const Stats& stats,
                         Shared<kD>& shared) {
   Ring<kWorkStages> work_ring;
@@ -161,99 +169,10 @@ __device__ void produce(const AttentionBwd& a, const TileList& tiles, const Stat
     wait_at(&shared.work_full[work_ring.stage], work_ring.parity);
     if (work.over) break;
     wait_at(&shared.fixed_empty, fixed_ring.parity ^ 1);
-    produce_tile<kD, kPass>(a, stats, work, shared, ring, copies);
+    produce_tile<kD, kPass, kBias>(a, stats, work, shared, ring, copies);
     fixed_ring.next();
     release(&shared.work_empty[work_ring.stage]);
     work_ring.next();
-  }
-}
-
-/// −inf where a query (a column) does not see a key (a row, counted from `key`).
-template <int kD>
-__device__ void hide_queries(Accumulator<1, kColumns>& s, const Shared<kD>& shared, int stage,
-                             int key, int anchors) {
-#pragma unroll
-  for (int n = 0; n < kColumns; ++n) {
-#pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      const int i = 8 * n + lane_id() % 4 * 2 + e;
-      const int lo = shared.lo[stage][i];
-      const int hi = shared.hi[stage][i];
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int j = key + 8 * h + lane_id() / 4;
-        if (!sees(j, lo, hi, anchors)) s[0][n][2 * h + e] = -kInfinity<float>;
-      }
-    }
-  }
-}
-
-/// Log-sum-exp (in units of log₂) and δ of the queries of a lane's sums: of its columns, or of its
-/// rows.
-template <int kD>
-struct ColumnStats {
-  const Shared<kD>& shared;
-  int stage;
-  __device__ float2 lse(int n) const { return pair(shared.lse[stage], n, kLog2E); }
-  __device__ float2 delta(int n) const { return pair(shared.delta[stage], n, 1); }
-  __device__ static float2 pair(const float* x, int n, float factor) {
-    const float2 two = *reinterpret_cast<const float2*>(x + 8 * n + lane_id() % 4 * 2);
-    return {two.x * factor, two.y * factor};
-  }
-};
-
-/// s ← exp2(scale·s − lse) with statistics by column.
-template <int kD>
-__device__ void weigh(Accumulator<1, kColumns>& s, float scale, const ColumnStats<kD>& stats) {
-#pragma unroll
-  for (int n = 0; n < kColumns; ++n) {
-    const float2 lse = stats.lse(n);
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      s[0][n][e] = exp2_fast(fmaf(s[0][n][e], scale, e % 2 == 0 ? -lse.x : -lse.y));
-    }
-  }
-}
-/// dp ← s·(dp − δ).
-template <int kD>
-__device__ void slopes(Accumulator<1, kColumns>& dp, const Accumulator<1, kColumns>& s,
-                       const ColumnStats<kD>& stats) {
-#pragma unroll
-  for (int n = 0; n < kColumns; ++n) {
-    const float2 delta = stats.delta(n);
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      dp[0][n][e] = s[0][n][e] * (dp[0][n][e] - (e % 2 == 0 ? delta.x : delta.y));
-    }
-  }
-}
-
-/// The same by row.
-struct RowStats {
-  float lse[2], delta[2];
-  __device__ RowStats(const Stats& stats, const WarpQueries& w) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int i = 8 * h + lane_id() / 4;
-      const bool inside = i < w.count;
-      lse[h] = inside ? stats.lse[w.slot + i] * kLog2E : kInfinity<float>;
-      delta[h] = inside ? stats.delta[w.slot + i] : 0.0f;
-    }
-  }
-};
-__device__ inline void weigh(Accumulator<1, kColumns>& s, float scale, const RowStats& stats) {
-#pragma unroll
-  for (int n = 0; n < kColumns; ++n) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) s[0][n][e] = exp2_fast(fmaf(s[0][n][e], scale, -stats.lse[e / 2]));
-  }
-}
-__device__ inline void slopes(Accumulator<1, kColumns>& dp, const Accumulator<1, kColumns>& s,
-                              const RowStats& stats) {
-#pragma unroll
-  for (int n = 0; n < kColumns; ++n) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) dp[0][n][e] = s[0][n][e] * (dp[0][n][e] - stats.delta[e / 2]);
   }
 }
 
@@ -336,7 +255,7 @@ __device__ void store_keys(const AttentionBwd& a, const Tile& t, const Mine& min
 template <int kD>
 constexpr bool kOverlap = kD == 64;
 
-template <int kD>
+template <int kD, bool kBias>
 __device__ void consume_keys(const AttentionBwd& a, const Work& work, Shared<kD>& shared,
                              Ring<kStages<kD>>& ring) {
   const AttentionProblem& p = a.problem;
@@ -348,6 +267,8 @@ __device__ void consume_keys(const AttentionBwd& a, const Work& work, Shared<kD>
   const int group_key = static_cast<int>(t.first) + mine.group * kGroupRows;
   const int key = static_cast<int>(t.first) + mine.first;
   const float scale = static_cast<float>(p.scale) * kLog2E;
+  const std::int64_t row = t.s.k_row + t.first + mine.first;
+  RowBias<kBias> bias(p.key_bias, row, t.count - mine.first);
   Accumulator<1, kD / 8> dk;
   Accumulator<1, kD / 8> dv;
   clear(dk);
@@ -369,18 +290,19 @@ __device__ void consume_keys(const AttentionBwd& a, const Work& work, Shared<kD>
     Accumulator<1, kColumns> dp;
     std::uint32_t weights[kColumns / 2][4];
     std::uint32_t slope[kColumns / 2][4];
-    const ColumnStats<kD> stats{shared, stage};
+    const ColumnStats stats{shared.lse[stage], shared.delta[stage]};
     fixed.start(s, dp, shared, stage);
     wgmma_wait<1>();
     in_flight.give_back();
     const bool full =
         last == kMoving - 1 && sight.everything(group_key, group_key + kGroupRows, anchors);
-    if (!full) hide_queries<kD>(s, shared, stage, key, anchors);
-    weigh(s, scale, stats);
+    if (!full) hide_queries(s, shared.lo[stage], shared.hi[stage], key, anchors);
+    weigh(s, scale, stats, bias);
     pack_blocks(weights, s);
     start_sums<kD>(dv, weights, shared.moving_b[stage]);
     wgmma_wait<1>();
     slopes(dp, s, stats);
+    bias.add(dp);
     pack_blocks(slope, dp);
     start_sums<kD>(dk, slope, shared.moving_a[stage]);
     in_flight.set(stage);
@@ -392,10 +314,11 @@ __device__ void consume_keys(const AttentionBwd& a, const Work& work, Shared<kD>
   wgmma_wait<0>();
   in_flight.give_back();
   fixed.done(shared);
+  bias.store(a.dkey_bias, row, t.count - mine.first);
   store_keys<kD>(a, t, mine, dk, dv, shared);
 }
 
-template <int kD>
+template <int kD, bool kBias>
 __device__ void consume_queries(const AttentionBwd& a, const Stats& all_stats, const Work& work,
                                 Shared<kD>& shared, Ring<kStages<kD>>& ring) {
   const AttentionProblem& p = a.problem;
@@ -427,7 +350,7 @@ __device__ void consume_queries(const AttentionBwd& a, const Stats& all_stats, c
     wgmma_wait<1>();
     in_flight.give_back();
     if (!sight.everything(key, key + kMoving, anchors)) hide(s, w, key, anchors);
-    weigh(s, scale, stats);
+    weigh<kBias>(s, scale, stats, shared.bias[stage]);
     wgmma_wait<0>();
     slopes(dp, s, stats);
     pack_blocks(slope, dp);
@@ -443,7 +366,7 @@ __device__ void consume_queries(const AttentionBwd& a, const Stats& all_stats, c
                     a.dq.row_stride, w.count);
 }
 
-template <int kD, Pass kPass>
+template <int kD, Pass kPass, bool kBias>
 __device__ void consume(const AttentionBwd& a, const Stats& stats, Shared<kD>& shared) {
   Ring<kWorkStages> work_ring;
   Ring<kStages<kD>> ring;
@@ -454,9 +377,9 @@ __device__ void consume(const AttentionBwd& a, const Stats& stats, Shared<kD>& s
     if (work.over) break;
     wait_at(&shared.fixed_full, fixed_ring.parity);
     if constexpr (kPass == Pass::keys) {
-      consume_keys<kD>(a, work, shared, ring);
+      consume_keys<kD, kBias>(a, work, shared, ring);
     } else {
-      consume_queries<kD>(a, stats, work, shared, ring);
+      consume_queries<kD, kBias>(a, stats, work, shared, ring);
     }
     fixed_ring.next();
     release(&shared.work_empty[work_ring.stage]);
@@ -464,7 +387,7 @@ __device__ void consume(const AttentionBwd& a, const Stats& stats, Shared<kD>& s
   }
 }
 
-template <int kD, Pass kPass>
+template <int kD, Pass kPass, bool kBias>
 __global__ void __launch_bounds__(kThreads, 1)
     backward(const AttentionBwd a, const TileList tiles, const Stats stats) {
   auto& shared = dynamic_shared<Shared<kD>>();
@@ -472,37 +395,44 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   if (warp_id() < kGroup / kWarp) {
     fewer_registers<kProducerRegisters>();
-    produce<kD, kPass>(a, tiles, stats, shared);
+    produce<kD, kPass, kBias>(a, tiles, stats, shared);
   } else {
     more_registers<kConsumerRegisters>();
-    consume<kD, kPass>(a, stats, shared);
+    consume<kD, kPass, kBias>(a, stats, shared);
   }
 }
 
-template <int kD, Pass kPass>
+template <int kD, Pass kPass, bool kBias>
 void run_pass(const AttentionBwd& a, const Stats& stats) {
   const Tiles tiles(a.problem, kPass == Pass::keys ? TileOf::keys : TileOf::queries, kFixed);
   const unsigned blocks = std::min(tiles.grid(), static_cast<unsigned>(multiprocessors()));
-  launch_shared<Shared<kD>>("attention_bwd: hopper", backward<kD, kPass>, blocks, kThreads, a,
+  launch_shared<Shared<kD>>("attention_bwd: hopper", backward<kD, kPass, kBias>, blocks, kThreads, a,
                             tiles.list(), stats);
 }
 
-template <int kD>
+template <int kD, bool kBias>
 void run(const AttentionBwd& a) {
   const QueryStats<float> prepared(a);
   const Stats stats{prepared.lse(), prepared.delta()};
-  if (a.dk.data || a.dv.data) run_pass<kD, Pass::keys>(a, stats);
-  if (a.dq.data) run_pass<kD, Pass::queries>(a, stats);
+  if (a.dk.data || a.dv.data || a.dkey_bias) run_pass<kD, Pass::keys, kBias>(a, stats);
+  if (a.dq.data) run_pass<kD, Pass::queries, kBias>(a, stats);
 }
 
 }  // namespace
 
 bool hopper_bwd_fits(const AttentionBwd& a) {
   const AttentionProblem& p = a.problem;
-  return mma_bwd_fits(a) && p.D != 32 && p.dropout == 0 && !p.key_bias &&
+  return mma_bwd_fits(a) && p.D != 32 && p.dropout == 0 &&
          p.queries >= kWorthwhileSegment * p.segment_count && capability() == 90;
 }
 
-void attention_bwd_hopper(const AttentionBwd& a) { a.problem.D == 64 ? run<64>(a) : run<128>(a); }
+void attention_bwd_hopper(const AttentionBwd& a) {
+  const bool bias = a.problem.key_bias != nullptr;
+  if (a.problem.D == 64) {
+    bias ? run<64, true>(a) : run<64, false>(a);
+  } else {
+    bias ? run<128, true>(a) : run<128, false>(a);
+  }
+}
 
 }  // namespace proteus::cuda

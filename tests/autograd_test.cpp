@@ -6,6 +6,7 @@
 
 #include "autograd/checkpoint.h"
 #include "autograd/elementwise.h"
+#include "autograd/gemm.h"
 #include "autograd/gradcheck.h"
 #include "autograd/norm.h"
 #include "autograd/reduce.h"
@@ -83,6 +84,24 @@ TEST(Tape, LeafGradientsAreTheirOwn) {
   const Variable t = random_leaf({2, 3}, 1);
   transpose(t, 0, 1).backward(Tensor::zeros({3, 2}, DType::f64));
   EXPECT_TRUE(t.grad().is_contiguous());
+}
+
+TEST(Tape, ProductsAddInPlaceWhatNobodyElseSees) {
+  const Variable x = random_leaf({3, 4}, 1);
+  const Variable w = random_leaf({2, 4}, 2);
+  const Variable v = random_leaf({2, 4}, 3);
+  const Tensor cotangent = Tensor::randn({3, 2}, {4, 1}, DType::f64);
+  linear(x, w).backward(cotangent);
+  const Tensor alone = x.grad().clone();
+  const Tensor seen = x.grad();
+  linear(x, v).backward(cotangent);
+  EXPECT_EQ(seen.to_vector(), alone.to_vector());
+  EXPECT_NE(seen.storage(), x.grad().storage());
+  const Tensor both = x.grad().clone();
+  x.zero_grad();
+  add(linear(x, w), linear(x, v)).backward(cotangent);
+  const Values sum = both.to_vector(), together = grad_of(x);
+  for (std::size_t i = 0; i < sum.size(); ++i) EXPECT_NEAR(together[i], sum[i], 1e-12);
 }
 
 TEST(Tape, SeveralOutputsAndRoots) {

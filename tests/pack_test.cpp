@@ -134,6 +134,35 @@ TEST(PackRows, NoTokensAndNoSlots) {
 
 // Every query against every key of its stream: what is visible is what is not later, the newest
 // visible[n] of n.
+// Where nobody waits to know about a NaN, its row is like any other.
+TEST(Pack, ARowWithANanCanTakeTheFirstHeads) {
+  Tensor scores = Tensor::randn({5, 6}, {3, 1});
+  scores.data<float>()[2 * 6 + 4] = std::numeric_limits<float>::quiet_NaN();
+  const Tensor heads = ops::topk_heads(scores, 3, {}, {}, {}, ops::NanRows::take_first);
+  EXPECT_EQ(ints(heads.select(0, 2)), (Ints{0, 1, 2}));
+  const PackedRows rows = ops::pack_rows(heads, 6, 1, ops::Slots::filled);
+  EXPECT_EQ(rows.rows(), 15);
+  EXPECT_EQ(rows.kept, 5);
+}
+
+TEST(KeyRanges, StreamsAreSegmentsOfAttention) {
+  const PackedRows queries = ops::pack_rows(random_heads(12, 3, 2, 9), 3, 2);
+  const PackedRows keys = ops::pack_rows(random_heads(12, 3, 2, 10), 3, 2);
+  const ops::KeyRanges ranges = ops::key_ranges(queries, keys, Tensor::zeros({7}, DType::i32));
+  ASSERT_EQ(ranges.streams.shape(), (Shape{6, 8}));
+  const auto* streams = reinterpret_cast<const AttentionSegment*>(ranges.streams.raw());
+  const Ints q = ints(queries.offsets), k = ints(keys.offsets);
+  for (std::size_t s = 0; s < 6; ++s) {
+    EXPECT_EQ(streams[s].q_row, q[s]);
+    EXPECT_EQ(streams[s].slot, q[s]);
+    EXPECT_EQ(streams[s].range, q[s]);
+    EXPECT_EQ(streams[s].q_count, q[s + 1] - q[s]);
+    EXPECT_EQ(streams[s].k_row, k[s]);
+    EXPECT_EQ(streams[s].k_count, k[s + 1] - k[s]);
+    EXPECT_EQ(streams[s].head, static_cast<std::int64_t>(s / 2));
+  }
+}
+
 TEST(KeyRanges, EqualComparingEveryTime) {
   const std::int64_t B = 2, T = 60, Hr = 4;
   const PackedRows queries = ops::pack_rows(random_heads(B * T, Hr, 2, 11), Hr, B);

@@ -54,6 +54,17 @@ OpCase combine_case(const std::string& variant, const Packing& p, std::int64_t D
       .bytes = 4.0 * static_cast<double>(packed(p, kCpu).rows() * (C + D))};
 }
 
+// Every token begins with a row of its own.
+OpCase base_case(const std::string& variant, const Packing& p, std::int64_t D, std::int64_t C) {
+  OpCase c = combine_case(variant + ", with a base", p, D, C);
+  c.inputs.push_back({{p.sequences * p.tokens, C}});
+  c.run = [p](const auto& v) {
+    const Variable& base = v[2];
+    return grouped_combine(v[0], v[1], packed(p, v[0].device()), base);
+  };
+  return c;
+}
+
 OpCase large(OpCase c) {
   c.bench_only = true;
   return c;
@@ -68,10 +79,12 @@ OpFamily grouped_gemm_family() {
       {"2 sequences", {2, 4, 3, 2}, 5, 4},  {"9 groups, few rows", {2, 3, 9, 2}, 4, 3},
       {"many rows", {1, 40, 2, 2}, 3, 5},   {"columns of 17", {2, 6, 4, 2}, 6, 17},
       {"depth of 33", {1, 7, 3, 3}, 33, 4}, {"3 sequences", {3, 5, 6, 3}, 8, 8},
-      {"width 0", {1, 4, 2, 1}, 3, 0},      {"depth 0", {1, 4, 2, 1}, 0, 3}};
+      {"width 0", {1, 4, 2, 1}, 3, 0},      {"depth 0", {1, 4, 2, 1}, 0, 3},
+      {"whole words", {2, 20, 3, 2}, 16, 24}};
   for (const auto& [name, p, C, D] : cases) {
     family.cases.push_back(linear_case(name, p, C, D));
     family.cases.push_back(combine_case(name, p, D, C));
+    family.cases.push_back(base_case(name, p, D, C));
   }
   family.cases.push_back(large(linear_case("many blocks", {3, 130, 5, 2}, 70, 40)));
   family.cases.push_back(large(combine_case("many blocks", {3, 130, 5, 2}, 40, 150)));
