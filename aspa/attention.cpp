@@ -203,7 +203,7 @@ AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_
 
 // What is passed by value goes as soon as it has been used: at length it is most of the memory.
 Variable AspaAttention::routed_forward(const Variable& x, Variable x_key, Variable shared) {
-  const Routed routed = route(x, x_key);
+  Routed routed = route(x, x_key);
   const PackedRows& query_rows = routed.rows.query;
   const PackedRows& key_rows = routed.rows.key;
   Variable gate;
@@ -220,6 +220,7 @@ Variable AspaAttention::routed_forward(const Variable& x, Variable x_key, Variab
       gating_->collect(Role::key, routed.key, key_rows, key.share);
     }
   }
+  routed.query.projected = routed.key.projected = {};
   Variable y = routed_values(x, std::move(x_key), routed.rows, key_bias, judgement);
   if (gate.defined()) y = scale_rows(y, gate);
   if (watching_) {

@@ -12,86 +12,87 @@
 namespace proteus::cuda {
 namespace {
 
-constexpr int kRowLanes = 8;  // that share a packed row: a quarter of a warp
+constexpr int kTokenLanes = 8;  // that share a token: a quarter of a warp
 
-/// What a gate's score is made of.
+/// Σ over the lanes of a token; every one of them gets it.
 template <class T>
-struct Dots {
-  T xx = 0, wx = 0, px = 0;
-};
-
-/// x·x, w·x and p·x (p may be null) over R numbers by the lanes of a row; every one of them gets
-/// them.
-template <class T, int kPack>
-__device__ Dots<T> row_dots(const T* x, const T* w, const T* p, std::int64_t R) {
-  const int own = lane() % kRowLanes;
-  const unsigned row_lanes = ((1u << kRowLanes) - 1) << (lane() - own);
-  Dots<T> sum;
-  for (std::int64_t r = own * kPack; r < R; r += kRowLanes * kPack) {
-    const auto a = load_pack<kPack>(x + r);
-    const auto b = load_pack<kPack>(w + r);
-    for (int i = 0; i < kPack; ++i) {
-      sum.xx += a[i] * a[i];
-      sum.wx += a[i] * b[i];
-    }
-    if (!p) continue;
-    const auto c = load_pack<kPack>(p + r);
-    for (int i = 0; i < kPack; ++i) sum.px += a[i] * c[i];
-  }
+__device__ T token_sum(T value) {
+  const unsigned lanes = ((1u << kTokenLanes) - 1) << (lane() / kTokenLanes * kTokenLanes);
 #pragma unroll
-  for (int step = kRowLanes / 2; step > 0; step /= 2) {
-    sum.xx += __shfl_xor_sync(row_lanes, sum.xx, step);
-    sum.wx += __shfl_xor_sync(row_lanes, sum.wx, step);
-    sum.px += __shfl_xor_sync(row_lanes, sum.px, step);
+  for (int step = kTokenLanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(lanes, value, step);
+  return value;
+}
+
+/// A lane's part of a·b over R numbers.
+template <class T, int kPack>
+__device__ T partial_dot(const T* a, const T* b, std::int64_t R) {
+  T sum = 0;
+  for (std::int64_t r = lane() % kTokenLanes * kPack; r < R; r += kTokenLanes * kPack) {
+    const auto x = load_pack<kPack>(a + r);
+    const auto y = load_pack<kPack>(b + r);
+    for (int i = 0; i < kPack; ++i) sum += x[i] * y[i];
   }
   return sum;
 }
 
-// z and shares of the packed rows. Every lane of a row knows all scores as they come; gate i's
-// share is kept by lane i mod kRowLanes.
+// z and shares of one row. Every lane of its token knows all scores as they come; gate i's share is
+// kept by lane i mod kTokenLanes.
 template <class T, int kPack>
-__global__ void gate_rows_kernel(GateRowsFwd a) {
-  const std::int64_t row = first_unit() / kRowLanes;
-  if (row >= a.rows) return;
+__device__ void row_logits(const GateRowsFwd& a, const T* x, T scale, std::int64_t row,
+                           std::int32_t head) {
   const std::int64_t R = a.gates.R;
-  const std::int64_t h = part_of(a.offsets, a.stride, a.gates.Hr, row);
-  const std::int32_t* order = a.gates.order + a.gates.head_begin[h];
-  const int count = a.gates.head_begin[h + 1] - a.gates.head_begin[h];
-  const T* x = static_cast<const T*>(a.x) + a.token[row] * R;
+  const std::int32_t* order = a.gates.order + a.gates.head_begin[head];
+  const int count = a.gates.head_begin[head + 1] - a.gates.head_begin[head];
   const T* w = static_cast<const T*>(a.gates.w);
   const T* p = static_cast<const T*>(a.gates.p);
   const T* mass = static_cast<const T*>(a.gates.mass);
-  const T lambda = p ? *static_cast<const T*>(a.gates.lambda) : T(0);
   T* share = static_cast<T*>(a.share) + row * a.width;
-  const int own = lane() % kRowLanes;
+  const int own = lane() % kTokenLanes;
   T top = -std::numeric_limits<T>::max();
   for (int i = 0; i < count; ++i) {
-    const std::int64_t at = order[i] * R;
-    const Dots<T> dots = row_dots<T, kPack>(x, w + at, p ? p + at : nullptr, R);
-    const T s = dots.wx + lambda * inverse_root(dots.xx) * dots.px;
-    if (i % kRowLanes == own) share[i] = s;
+    T s = partial_dot<T, kPack>(w + order[i] * R, x, R);
+    if (p) s += scale * partial_dot<T, kPack>(p + order[i] * R, x, R);
+    s = token_sum(s);
+    if (i % kTokenLanes == own) share[i] = s;
     top = max(top, s);
   }
   T sum = 0;
-  for (std::int64_t i = own; i < a.width; i += kRowLanes) {
+  for (std::int64_t i = own; i < a.width; i += kTokenLanes) {
     share[i] = i < count ? mass[order[i]] * vmath::exp(share[i] - top) : T(0);
     sum += share[i];
   }
-  const unsigned row_lanes = ((1u << kRowLanes) - 1) << (lane() - own);
-#pragma unroll
-  for (int step = kRowLanes / 2; step > 0; step /= 2) sum += __shfl_xor_sync(row_lanes, sum, step);
-  for (int i = own; i < count; i += kRowLanes) share[i] /= sum;
+  sum = token_sum(sum);
+  for (int i = own; i < count; i += kTokenLanes) share[i] /= sum;
   if (own == 0) static_cast<T*>(a.z)[row] = top + vmath::log(sum);
+}
+
+// The rows of a token one after the other: they read the same x.
+template <class T, int kPack>
+__global__ void gate_rows_kernel(GateRowsFwd a) {
+  const std::int64_t n = first_unit() / kTokenLanes;
+  if (n >= a.N) return;
+  const std::int64_t R = a.gates.R;
+  const T* x = static_cast<const T*>(a.x) + n * R;
+  T scale = 0;
+  if (a.gates.p) {
+    scale = *static_cast<const T*>(a.gates.lambda) *
+            inverse_root(token_sum(partial_dot<T, kPack>(x, x, R)));
+  }
+  for (std::int64_t j = n * a.slots; j < (n + 1) * a.slots; ++j) {
+    const std::int64_t row = a.row_of[j];
+    if (row >= 0) row_logits<T, kPack>(a, x, scale, row, a.heads[j]);
+  }
 }
 
 template <class T>
 void gate_rows_typed(const GateRowsFwd& a) {
   constexpr int kPack = kPackOf<T>;
-  const bool packs = a.gates.R % kPack == 0 &&
-                     can_pack<T, kPack>(static_cast<const T*>(a.x), static_cast<const T*>(a.gates.w),
-                                        static_cast<const T*>(a.gates.p));
+  const bool packs =
+      a.gates.R % kPack == 0 &&
+      can_pack<T, kPack>(static_cast<const T*>(a.x), static_cast<const T*>(a.gates.w),
+                         static_cast<const T*>(a.gates.p));
   launch("gate_rows_fwd", packs ? gate_rows_kernel<T, kPack> : gate_rows_kernel<T, 1>,
-         thread_blocks(a.rows * kRowLanes), kBlock, 0, a);
+         thread_blocks(a.N * kTokenLanes), kBlock, 0, a);
 }
 
 constexpr int kTokensOfWarp = 8;

@@ -3,10 +3,12 @@
 //   gather   a block is up to kRows rows of one group × 64 columns
 //   scatter  a block owns a stretch of tokens × 64 columns and goes through the groups in order;
 //            in bf16 mostly with its sums in shared memory (cuda/grouped_scatter.cu)
-//   weight   a block is a tile of one group's matrix and goes through that group's rows in order,
-//            or through one of several parts of them, which are then added in order
+//   weight   a block is a tile of one group's matrix, high along the wider of its two sides, and goes
+//            through that group's rows in order, or through one of several parts of them, which are
+//            then added in order
 #include <algorithm>
 #include <cub/block/block_scan.cuh>
+#include <utility>
 
 #include "cuda/grouped_scatter.h"
 #include "cuda/grouped_tiles.cuh"
@@ -19,6 +21,13 @@ namespace {
 constexpr std::int64_t kManyBlocks = 264;  // two for each multiprocessor of a large GPU
 constexpr int kPlanThreads = 1024;
 constexpr std::int64_t kCacheBytes = 32 << 20;  // of rows that are read several times
+constexpr std::int64_t kManyRows = 1 << 17;     // for which tiles may be twice as high
+
+template <class T>
+__device__ T& dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char dynamic_shared_bytes[];
+  return *reinterpret_cast<T*>(dynamic_shared_bytes);
+}
 
 // Writes a pack of neighbouring columns as far as they are inside.
 template <class T, class A, int kRun>
@@ -97,7 +106,7 @@ template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads)
     gather_kernel(GroupedGather a, const std::int32_t* first_tile, const std::int32_t* order) {
   using T = typename Tile::Element;
-  __shared__ typename Tile::Shared shared;
+  auto& shared = dynamic_shared<typename Tile::Shared>();
   if (std::int64_t{blockIdx.x} >= first_tile[a.groups]) return;
   const std::int64_t tile = order ? order[blockIdx.x] : blockIdx.x;
   const std::int64_t g = part_of(first_tile, 1, a.groups, tile);
@@ -134,7 +143,9 @@ void gather(const GroupedGather& a) {
   }
   const dim3 grid(static_cast<unsigned>(tiles),
                   static_cast<unsigned>(ceil_div(a.N, Tile::kColumns)));
-  launch("grouped_gather", gather_kernel<Tile>, grid, Tile::kThreads, 0, a, first_tile, order);
+  allow_shared(gather_kernel<Tile>, sizeof(typename Tile::Shared));
+  launch("grouped_gather", gather_kernel<Tile>, grid, Tile::kThreads, sizeof(typename Tile::Shared),
+         a, first_tile, order);
 }
 
 template <class Tile>
@@ -219,9 +230,10 @@ void scatter(const GroupedScatter& a) {
   }
 }
 
-// Part blockIdx.z of the rows of a group; out [parts, G, P, Q].
+// Part blockIdx.z of the rows of a group; out [parts, G, P, Q], or [parts, G, Q, P] if turned.
 template <class Tile, class Out>
-__global__ void __launch_bounds__(Tile::kThreads) weight_kernel(GroupedWeight a, Out* out) {
+__global__ void __launch_bounds__(Tile::kThreads)
+    weight_kernel(GroupedWeight a, Out* out, bool turned) {
   using T = typename Tile::Element;
   __shared__ typename Tile::Shared shared;
   const std::int64_t columns = ceil_div(a.Q, std::int64_t{Tile::kColumns});
@@ -242,7 +254,12 @@ __global__ void __launch_bounds__(Tile::kThreads) weight_kernel(GroupedWeight a,
                                       count, shared, sums);
   out += (blockIdx.z * a.groups + g) * a.P * a.Q;
   Tile::each(sums, [&](int m, int n, const auto& run) {
-    if (m0 + m < a.P) write_run(out + (m0 + m) * a.Q + n0 + n, run, a.Q - n0 - n);
+    if (m0 + m >= a.P) return;
+    if (!turned) return write_run(out + (m0 + m) * a.Q + n0 + n, run, a.Q - n0 - n);
+#pragma unroll
+    for (int i = 0; i < Tile::kRun; ++i) {
+      if (n0 + n + i < a.Q) out[(n0 + n + i) * a.P + m0 + m] = Out(run[i]);
+    }
   });
 }
 
@@ -257,10 +274,16 @@ __global__ void add_parts_kernel(const accum_t<T>* parts, std::int64_t count, st
 }
 
 template <class Tile>
-void weight(const GroupedWeight& a) {
+void weight(GroupedWeight a) {
   using T = typename Tile::Element;
   using A = typename Tile::A;
   constexpr std::int64_t kFewestRows = 1024;  // of a part
+  const bool turned = a.P < a.Q;
+  if (turned) {
+    std::swap(a.a, a.b);
+    std::swap(a.a_token, a.b_token);
+    std::swap(a.P, a.Q);
+  }
   const std::int64_t tiles = ceil_div(a.P, Tile::kRows) * ceil_div(a.Q, Tile::kColumns);
   const std::int64_t parts = std::clamp<std::int64_t>(
       std::min(ceil_div(kManyBlocks, a.groups * tiles), a.rows / (a.groups * kFewestRows)), 1, 64);
@@ -268,13 +291,13 @@ void weight(const GroupedWeight& a) {
                   static_cast<unsigned>(parts));
   if (parts == 1) {
     launch("grouped_weight", weight_kernel<Tile, T>, grid, Tile::kThreads, 0, a,
-           static_cast<T*>(a.dw));
+           static_cast<T*>(a.dw), turned);
     return;
   }
   const std::int64_t size = a.groups * a.P * a.Q;
   const Storage space = scratch(static_cast<std::size_t>(parts * size) * sizeof(A));
   auto* sums = static_cast<A*>(space.data());
-  launch("grouped_weight", weight_kernel<Tile, A>, grid, Tile::kThreads, 0, a, sums);
+  launch("grouped_weight", weight_kernel<Tile, A>, grid, Tile::kThreads, 0, a, sums, turned);
   launch("grouped_weight", add_parts_kernel<T>, blocks_for(size), kBlock, 0, sums, parts, size,
          static_cast<T*>(a.dw));
 }
@@ -286,10 +309,14 @@ bool whole_words(std::int64_t a, std::int64_t b, Pointers... pointers) {
          can_pack<bfloat16, kPackOf<bfloat16>>(pointers...);
 }
 
-/// Calls fn(tile) with the tile for a dtype: kRowsOf16·16 rows of it.
-template <int kRowsOf16, class F>
-void with_tile(const char* name, DType dtype, bool words, F&& fn) {
+/// Calls fn(tile) with the tile for a dtype: kRowsOf16·16 rows of it, twice as many if `high` and
+/// the tensor cores have them.
+template <int kRowsOf16, bool kHigh = false, class F>
+void with_tile(const char* name, DType dtype, bool words, F&& fn, bool high = false) {
   if (dtype == DType::bf16 && words) {
+    if constexpr (kHigh) {
+      if (high) return fn(TypeTag<MmaTile<kRowsOf16>>{});
+    }
     fn(TypeTag<MmaTile<kRowsOf16 / 2>>{});
     return;
   }
@@ -302,8 +329,11 @@ void with_tile(const char* name, DType dtype, bool words, F&& fn) {
 
 void install_grouped_gemm_kernels() {
   grouped_gather.install(DeviceType::cuda, [](const GroupedGather& a) {
-    with_tile<8>("grouped_gather", a.dtype, whole_words(a.K, a.N, a.x, a.w),
-                 [&](auto tile) { gather<typename decltype(tile)::type>(a); });
+    // High tiles read the matrix of their group less often.
+    with_tile<8, true>(
+        "grouped_gather", a.dtype, whole_words(a.K, a.N, a.x, a.w),
+        [&](auto tile) { gather<typename decltype(tile)::type>(a); },
+        a.rows >= kManyRows && a.rows >= kManyRows / 64 * a.groups);
   });
   grouped_scatter.install(DeviceType::cuda, [](const GroupedScatter& a) {
     const bool words = whole_words(a.K, a.N, a.y, a.w, a.base, a.out);

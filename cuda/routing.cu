@@ -193,11 +193,15 @@ __global__ void __launch_bounds__(kLogitThreads)
       for (int i = t; i < kTile * heads; i += kLogitThreads) {
         const int token = i / heads;
         const std::int64_t head = h + i % heads;
-        T top = -std::numeric_limits<T>::max();
-        T sum = 0;
-        add_scores(&shared.scores[token][begin[head] - first], begin[head + 1] - begin[head], top,
-                   sum);
-        if (n0 + token < a.N) z[token * a.gates.Hr + head] = top + vmath::log(sum);
+        const T* scores = &shared.scores[token][begin[head] - first];
+        const int count = begin[head + 1] - begin[head];
+        T top = scores[0];
+        if (count > 1) {  // of a single one the exponential is 1 and its logarithm 0
+          T sum = 0;
+          add_scores(scores, count, top, sum);
+          top += vmath::log(sum);
+        }
+        if (n0 + token < a.N) z[token * a.gates.Hr + head] = top;
       }
       h += heads;
       continue;

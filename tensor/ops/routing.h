@@ -43,14 +43,19 @@ struct GateLogitsFwd {
 extern Slot<GateLogitsFwd> gate_logits_fwd;
 
 /// z [M] and share [M, width] of the packed rows (M = rows) only: row r is token[r], its head h the
-/// one with offsets[h·stride] <= r < offsets[(h + 1)·stride]. width is the most gates of a head;
-/// shares are in the order of its gates, unused ones 0.
+/// one with offsets[h·stride] <= r < offsets[(h + 1)·stride]; the same seen from the N tokens:
+/// row_of and heads [N, slots], −1 for none. width is the most gates of a head; shares are in the
+/// order of its gates, unused ones 0.
 struct GateRowsFwd {
   const void* x = nullptr;
   GateTable gates;
   const std::int32_t* token = nullptr;
   const std::int32_t* offsets = nullptr;
   std::int64_t stride = 1;
+  const std::int32_t* row_of = nullptr;
+  const std::int32_t* heads = nullptr;
+  std::int64_t slots = 0;
+  std::int64_t N = 0;
   void* z = nullptr;
   void* share = nullptr;
   std::int64_t rows = 0;
