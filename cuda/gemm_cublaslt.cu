@@ -126,10 +126,12 @@ struct Plan {
 };
 
 // GELU in the library is the tanh form with the GPU's approximate tanh: good for bf16 results only.
-// What it keeps of the pre-activation wants rows of whole 16-byte words.
+// What it keeps of the pre-activation wants rows of whole 16-byte words; and for factors whose rows
+// are none it takes kernels that round the sums before the bias and GELU.
 bool gelu_fits(const GemmFwd& g) {
   constexpr std::int64_t kWord = 8;  // bf16 in 16 bytes
   if (g.epilogue != GemmEpilogue::gelu || g.dtype != DType::bf16 || g.batch > 1) return false;
+  if (g.lda % kWord != 0 || g.ldb % kWord != 0) return false;
   return !g.pre || (g.ldc % kWord == 0 && can_pack<bfloat16, kWord>(g.pre));
 }
 

@@ -1,6 +1,7 @@
 // Which tokens enter at all, and the quantiles that its threshold follows (tensor/ops/select.h), on
 // a GPU.
 #include <cub/device/device_radix_sort.cuh>
+#include <limits>
 
 #include "cuda/kernels.h"
 #include "cuda/rows.cuh"
@@ -25,6 +26,14 @@ void keep_counts_typed(const KeepCounts& a) {
   launch("keep_counts", keep_counts_kernel<T>, thread_blocks(a.N), kBlock, 0, a);
 }
 
+// One NaN, and one zero: by their bits a NaN with a sign would come first, and −0 before 0.
+template <class T>
+__global__ void sortable_kernel(const T* x, std::int64_t n, T* out) {
+  for (std::int64_t i = first_unit(); i < n; i += unit_step()) {
+    out[i] = x[i] == x[i] ? x[i] + T(0) : std::numeric_limits<T>::quiet_NaN();
+  }
+}
+
 template <class T>
 __global__ void ranks_kernel(OrderStatistics a, const T* sorted) {
   const int i = static_cast<int>(threadIdx.x);
@@ -33,9 +42,11 @@ __global__ void ranks_kernel(OrderStatistics a, const T* sorted) {
 
 template <class T>
 void order_statistics_typed(const OrderStatistics& a) {
-  const T* x = static_cast<const T*>(a.x);
-  const Storage space = scratch(static_cast<std::size_t>(a.N) * sizeof(T));
-  T* sorted = static_cast<T*>(space.data());
+  const Storage space = scratch(static_cast<std::size_t>(2 * a.N) * sizeof(T));
+  T* x = static_cast<T*>(space.data());
+  T* sorted = x + a.N;
+  launch("order_statistics", sortable_kernel<T>, blocks_for(a.N), kBlock, 0,
+         static_cast<const T*>(a.x), a.N, x);
   const auto sort = [&](void* memory, std::size_t& bytes) {
     check(cub::DeviceRadixSort::SortKeys(memory, bytes, x, sorted, a.N, 0, sizeof(T) * 8,
                                          current_stream()),

@@ -1,8 +1,9 @@
 // tensor/ops/wide_linear.h on a GPU: products on the tensor cores in bf16, sums in f32. A number of
 // f32 is the sum of three of bf16 (8 digits each, 24 in all), so that
 //   x·Wᵀ = x·W₁ᵀ + x·W₂ᵀ + x·W₃ᵀ
-// exactly: one product with the parts below each other. Backwards dx, which is bf16, is that of the
-// first parts; dW is that of two parts of dy.
+// exactly: one product with the parts below each other. Backwards two parts of dy and of W suffice:
+// dx = dy₁·W₁ + dy₂·W₁ + dy₁·W₂, one product of the parts side by side, is rounded to bf16, and
+// dW = dy₁ᵀ·x + dy₂ᵀ·x.
 #include "cuda/kernel.cuh"
 #include "cuda/kernels.h"
 #include "tensor/ops/gemm.h"
@@ -13,32 +14,39 @@ namespace {
 
 constexpr int kWeightParts = 3;
 constexpr int kSlopeParts = 2;
+constexpr int kTerms = 3;  // of dx
 
 Device here() { return {DeviceType::cuda, current_device()}; }
 
-// to [rows, parts, columns], or [parts, rows, columns] with kApart.
-template <int kParts, bool kApart>
-__global__ void split_kernel(const float* from, bfloat16* to, std::int64_t rows,
+/// Which part of a number is written at which of its places.
+template <int... kPart>
+struct Parts {};
+
+// to [places, rows, columns], or with kBeside [rows, places, columns].
+template <bool kBeside, int... kPart>
+__global__ void split_kernel(Parts<kPart...>, const float* from, bfloat16* to, std::int64_t rows,
                              std::int64_t columns) {
+  constexpr int kPlaces = sizeof...(kPart);
   for (std::int64_t i = first_unit(); i < rows * columns; i += unit_step()) {
     const std::int64_t row = quotient(i, columns);
-    const std::int64_t column = i - row * columns;
+    const std::int64_t step = kBeside ? columns : rows * columns;
+    bfloat16* at = to + (kBeside ? row * (kPlaces - 1) * columns + i : i);
+    bfloat16 digits[kWeightParts];
     float rest = from[i];
 #pragma unroll
-    for (int part = 0; part < kParts; ++part) {
-      const auto digits = bfloat16(rest);
-      const std::int64_t at =
-          kApart ? part * rows * columns + i : (row * kParts + part) * columns + column;
-      to[at] = digits;
-      rest -= static_cast<float>(digits);
+    for (bfloat16& part : digits) {
+      part = bfloat16(rest);
+      rest -= static_cast<float>(part);
     }
+    int place = 0;
+    ((at[place++ * step] = digits[kPart]), ...);
   }
 }
 
-template <int kParts, bool kApart>
-void split(const char* name, const void* from, const Storage& to, std::int64_t rows,
-           std::int64_t columns) {
-  launch(name, split_kernel<kParts, kApart>, blocks_for(rows * columns), kBlock, 0,
+template <bool kBeside, int... kPart>
+void split(const char* name, Parts<kPart...> parts, const void* from, const Storage& to,
+           std::int64_t rows, std::int64_t columns) {
+  launch(name, split_kernel<kBeside, kPart...>, blocks_for(rows * columns), kBlock, 0, parts,
          static_cast<const float*>(from), static_cast<bfloat16*>(to.data()), rows, columns);
 }
 
@@ -71,7 +79,7 @@ void split_fwd(const WideLinearFwd& a) {
   const std::int64_t wide = kWeightParts * a.N;
   const Storage weight = scratch(bytes(wide * a.K, DType::bf16));
   const Storage sums = scratch(bytes(a.M * wide, DType::f32));
-  split<kWeightParts, true>("wide_linear_fwd", a.weight, weight, a.N, a.K);
+  split<false>("wide_linear_fwd", Parts<0, 1, 2>{}, a.weight, weight, a.N, a.K);
   gemm_fwd(here(), {.a = a.x,
                     .b = weight.data(),
                     .c = sums.data(),
@@ -89,18 +97,19 @@ void split_fwd(const WideLinearFwd& a) {
 
 void split_bwd(const WideLinearBwd& a) {
   const std::int64_t wide = kSlopeParts * a.N;
-  const Storage slope = scratch(bytes(a.M * wide, DType::bf16));
-  split<kSlopeParts, false>("wide_linear_bwd", a.dy, slope, a.M, a.N);
+  const std::int64_t terms = kTerms * a.N;
+  const Storage slope = scratch(bytes(a.M * terms, DType::bf16));
+  split<true>("wide_linear_bwd", Parts<0, 1, 0>{}, a.dy, slope, a.M, a.N);
   if (a.dx) {
-    const Storage weight = scratch(bytes(a.N * a.K, DType::bf16));
-    split<1, true>("wide_linear_bwd", a.weight, weight, a.N, a.K);
+    const Storage weight = scratch(bytes(terms * a.K, DType::bf16));
+    split<false>("wide_linear_bwd", Parts<0, 0, 1>{}, a.weight, weight, a.N, a.K);
     gemm_fwd(here(), {.a = slope.data(),
                       .b = weight.data(),
                       .c = a.dx,
                       .M = a.M,
                       .N = a.K,
-                      .K = a.N,
-                      .lda = wide,
+                      .K = terms,
+                      .lda = terms,
                       .ldb = a.K,
                       .ldc = a.K,
                       .beta = a.add_dx ? 1.0 : 0.0,
@@ -114,7 +123,7 @@ void split_bwd(const WideLinearBwd& a) {
                     .M = wide,
                     .N = a.K,
                     .K = a.M,
-                    .lda = wide,
+                    .lda = terms,
                     .ldb = a.K,
                     .ldc = a.K,
                     .trans_a = true,

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <mutex>
+#include <thread>
 
 #include "cuda/check.h"
 #include "cuda/stream.h"
@@ -74,6 +76,11 @@ std::int64_t GuardedGpu::broken_guards() {
 std::int64_t GuardedGpu::live_blocks() {
   const std::lock_guard lock(watch().mutex);
   return watch().live;
+}
+
+void delay_current_stream() {
+  constexpr auto sleep = [](void*) { std::this_thread::sleep_for(std::chrono::milliseconds(1)); };
+  cuda::check(cudaLaunchHostFunc(cuda::current_stream(), sleep, nullptr), "cudaLaunchHostFunc");
 }
 
 }  // namespace proteus::testing

@@ -22,4 +22,8 @@ class GuardedGpu {
   static std::int64_t live_blocks();
 };
 
+/// Keeps the current stream waiting for a moment. What is queued there meanwhile runs later than
+/// anything on other streams.
+void delay_current_stream();
+
 }  // namespace proteus::testing

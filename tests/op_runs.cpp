@@ -62,15 +62,19 @@ std::map<std::string, std::uint64_t> device_calls() {
 
 // Runs the case on `device`; each slot that it names must have been called there.
 Outcome evaluate_there(const OpCase& c, const std::vector<Tensor>& inputs, DType dtype,
-                       Device device) {
-  const auto there = to_device(inputs, device);
+                       Device device, Storing how = Storing::contiguous) {
+  auto there = to_device(inputs, device);
+  for (Tensor& t : there) t = stored(t, how);
   const auto before = device_calls();
-  const Outcome got = evaluate(c, there, dtype);
+  const Outcome got = evaluate(c, there, dtype, how);
   auto after = device_calls();
   for (const std::string& slot : c.slots) {
     if (!is_empty(c)) {
       EXPECT_GT(after[slot], before.at(slot)) << slot << " did not run";
     }
+  }
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    EXPECT_TRUE(same_bits(there[i], inputs[i])) << "input " << i << " was changed";
   }
   return got;
 }
@@ -221,7 +225,7 @@ void expect_cpu_bits(const OpCase& c, Device device) {
   }
 }
 
-void expect_parity(const OpCase& c, Device device) {
+void expect_parity(const OpCase& c, Device device, std::span<const Storing> layouts) {
   constexpr double kF64 = 1e-20;           // f64 against f64
   constexpr double kF64Negligible = 1e-6;  // of what is negligible in f32
   constexpr double kBf16 = 1e-5;
@@ -230,19 +234,22 @@ void expect_parity(const OpCase& c, Device device) {
     SCOPED_TRACE(name_of(dtype));
     const auto inputs = make_inputs(c, dtype);
     const Outcome reference = evaluate(c, to_f64(inputs), dtype);
-    const Outcome got = evaluate_there(c, inputs, dtype, device);
     const Outcome narrow = dtype == DType::bf16 ? evaluate(c, inputs, dtype) : Outcome{};
     const double negligible = c.negligible * (dtype == DType::f64 ? kF64Negligible : 1);
-    for_parts(got, reference, [&](std::size_t part, const Tensor& x, const Tensor& y) {
-      const Deviation d = deviation(x, y);
-      double allowed = dtype == DType::f64 ? kF64 * d.norm : c.f32_tolerance * d.norm;
-      if (dtype == DType::bf16) {
-        allowed = std::max(kBf16 * d.norm, kNotWorse * deviation(narrow[part], y).error);
-      }
-      allowed += negligible * negligible * static_cast<double>(x.numel());
-      EXPECT_TRUE(d.error <= allowed) << name_of_part(part) << ": NMSE " << d.error / d.norm
-                                      << " (Σ " << d.error << "), allowed Σ " << allowed;
-    });
+    for (const Storing how : layouts) {
+      SCOPED_TRACE(name_of(how));
+      const Outcome got = evaluate_there(c, inputs, dtype, device, how);
+      for_parts(got, reference, [&](std::size_t part, const Tensor& x, const Tensor& y) {
+        const Deviation d = deviation(x, y);
+        double allowed = dtype == DType::f64 ? kF64 * d.norm : c.f32_tolerance * d.norm;
+        if (dtype == DType::bf16) {
+          allowed = std::max(kBf16 * d.norm, kNotWorse * deviation(narrow[part], y).error);
+        }
+        allowed += negligible * negligible * static_cast<double>(x.numel());
+        EXPECT_TRUE(d.error <= allowed) << name_of_part(part) << ": NMSE " << d.error / d.norm
+                                        << " (Σ " << d.error << "), allowed Σ " << allowed;
+      });
+    }
   }
 }
 

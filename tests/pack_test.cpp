@@ -235,6 +235,18 @@ TEST(Topk, CountsLeaveSlotsEmpty) {
   EXPECT_EQ(ints(ops::topk_heads(scores, 2, {}, count)), (Ints{-1, -1, 1, -1, 1, 2, 1, 2}));
 }
 
+TEST(Topk, ExtraColumnsAreListedOnceWhereScoresAreMinusInfinity) {
+  const double inf = std::numeric_limits<double>::infinity();
+  const Tensor extra = Tensor::from({1, 0, 0, 1}, {4}, DType::i32);
+  const auto heads = [&](std::initializer_list<double> scores) {
+    return ints(ops::topk_heads(Tensor::from(scores, {1, 4}), 2, {}, {}, extra));
+  };
+  EXPECT_EQ(heads({0, -inf, -inf, 1}), (Ints{0, 1, 2, 3}));
+  EXPECT_EQ(heads({-inf, -inf, -inf, 1}), (Ints{1, 2, 3, -1}));
+  EXPECT_EQ(heads({-inf, -inf, -inf, -inf}), (Ints{1, 2, -1, -1}));
+  EXPECT_EQ(heads({2, 1, -inf, -inf}), (Ints{0, 1, 2, -1}));
+}
+
 TEST(Topk, InfinitiesAreOrderedLikeNumbers) {
   constexpr double kInf = std::numeric_limits<double>::infinity();
   const Tensor scores = Tensor::from({-kInf, 1, kInf, -kInf, -kInf, -kInf}, {2, 3});
@@ -254,6 +266,18 @@ TEST(Topk, ANanInALongRowIsFound) {
     scores.select(0, 1).slice(0, at, at + 1).fill_(std::nan(""));
     EXPECT_THROW(ops::topk_heads(scores, 4), NumericError) << at;
   }
+}
+
+TEST(OrderStatistics, NansComeLastWhateverTheirSignAndZerosAreAlike) {
+  const double nan = std::numeric_limits<double>::quiet_NaN();
+  const double inf = std::numeric_limits<double>::infinity();
+  const Tensor x = Tensor::from({-nan, 1, -0.0, inf, nan, -inf}, {6});
+  const auto got =
+      ops::order_statistics(x, std::vector<std::int64_t>{0, 1, 2, 3, 4, 5}).to_vector();
+  EXPECT_EQ((std::vector<double>{got.begin(), got.begin() + 4}),
+            (std::vector<double>{-inf, 0, 1, inf}));
+  EXPECT_FALSE(std::signbit(got[1]));
+  for (const int i : {4, 5}) EXPECT_TRUE(std::isnan(got[i]) && !std::signbit(got[i])) << i;
 }
 
 }  // namespace

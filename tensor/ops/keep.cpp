@@ -1,5 +1,6 @@
 // Which tokens enter at all, and the quantiles that its threshold follows (tensor/ops/select.h).
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -31,7 +32,9 @@ void order_statistics_typed(const OrderStatistics& a) {
   std::vector<T> sorted(x, x + a.N);
   std::sort(sorted.begin(), sorted.end(), [](T l, T r) { return l < r || (l == l && r != r); });
   for (int i = 0; i < a.ranks; ++i) {
-    a.out[i] = static_cast<double>(sorted[static_cast<std::size_t>(a.rank[i])]);
+    const T value = sorted[static_cast<std::size_t>(a.rank[i])];
+    a.out[i] = value == value ? static_cast<double>(value + T(0))  // −0 is 0
+                              : std::numeric_limits<double>::quiet_NaN();
   }
 }
 

@@ -205,27 +205,31 @@ void select_many(const T* values, std::int64_t H, std::int64_t k, std::vector<st
   std::copy_n(order.begin(), k, heads);
 }
 
-// Takes the extra columns out of the competition; their values are kept in `apart`.
-template <class T>
-void set_apart(const TopkFwd& a, std::vector<T>& values, std::vector<T>& apart) {
-  for (std::size_t h = 0; h < apart.size(); ++h) {
-    if (!a.extra[h]) continue;
-    apart[h] = values[h];
-    values[h] = -std::numeric_limits<T>::infinity();
+// The columns that compete for the k places.
+std::vector<std::int32_t> competitors(const TopkFwd& a) {
+  std::vector<std::int32_t> columns;
+  if (!a.extra) return columns;
+  for (std::int64_t h = 0; h < a.H; ++h) {
+    if (!a.extra[h]) columns.push_back(static_cast<std::int32_t>(h));
   }
+  return columns;
 }
 
-// Those of them that would have won a place join the k heads.
+// heads [k], places among the competitors, become columns; the extra columns that would have won a
+// place join them.
 template <class T>
-void add_extras(const TopkFwd& a, const std::vector<T>& values, const std::vector<T>& apart,
-                std::int64_t k, std::int32_t* heads) {
-  T least = values[static_cast<std::size_t>(heads[0])];
-  for (std::int64_t j = 1; j < k; ++j) {
+void add_extras(const TopkFwd& a, const std::vector<T>& values,
+                const std::vector<std::int32_t>& columns, std::int64_t k, std::int32_t* heads) {
+  T least = std::numeric_limits<T>::infinity();
+  for (std::int64_t j = 0; j < k; ++j) {
+    heads[j] = columns[static_cast<std::size_t>(heads[j])];
     least = std::min(least, values[static_cast<std::size_t>(heads[j])]);
   }
   std::int64_t size = k;
-  for (std::size_t h = 0; h < apart.size(); ++h) {
-    if (a.extra[h] && apart[h] > least) heads[size++] = static_cast<std::int32_t>(h);
+  for (std::int64_t h = 0; h < a.H; ++h) {
+    if (a.extra[h] && values[static_cast<std::size_t>(h)] > least) {
+      heads[size++] = static_cast<std::int32_t>(h);
+    }
   }
   std::sort(heads, heads + size);
 }
@@ -235,10 +239,11 @@ void topk_typed(const TopkFwd& a) {
   constexpr std::int32_t kNone = -1;
   const std::int64_t chunks = (a.N + kRowGrain - 1) / kRowGrain;
   std::vector<std::int32_t> invalid(static_cast<std::size_t>(chunks), kNone);
+  const std::vector<std::int32_t> columns = competitors(a);
   parallel_for(a.N, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
     std::vector<T> values(static_cast<std::size_t>(a.H));
     std::vector<std::int32_t> order;
-    std::vector<T> apart(static_cast<std::size_t>(a.extra ? a.H : 0));
+    std::vector<T> competing(columns.size());
     for (std::int64_t n = begin; n < end; ++n) {
       const T* scores = static_cast<const T*>(a.scores) + n * a.H;
       const T* theta = static_cast<const T*>(a.theta);
@@ -259,13 +264,17 @@ void topk_typed(const TopkFwd& a) {
         continue;
       }
       if (k == 0 || one_pass) continue;
-      if (a.extra) set_apart(a, values, apart);
-      if (k <= kMostBest) {
-        select_few<T>(values.data(), nullptr, a.H, k, heads);
-      } else {
-        select_many(values.data(), a.H, k, order, heads);
+      for (std::size_t i = 0; i < columns.size(); ++i) {
+        competing[i] = values[static_cast<std::size_t>(columns[i])];
       }
-      if (a.extra) add_extras(a, values, apart, k, heads);
+      const std::vector<T>& from = a.extra ? competing : values;
+      const auto count = static_cast<std::int64_t>(from.size());
+      if (k <= kMostBest) {
+        select_few<T>(from.data(), nullptr, count, k, heads);
+      } else {
+        select_many(from.data(), count, k, order, heads);
+      }
+      if (a.extra) add_extras(a, values, columns, k, heads);
     }
   });
   const auto bad = std::find_if(invalid.begin(), invalid.end(), [](auto n) { return n != kNone; });

@@ -68,8 +68,8 @@ extern Slot<KeepCounts> keep_counts;
 /// The most ranks of one call.
 constexpr int kMostRanks = 8;
 
-/// out [ranks], f64: the rank[i]-th smallest of the values x [N], from 0; NaN counts as the
-/// largest.
+/// out [ranks], f64: the rank[i]-th smallest of the values x [N], from 0; NaN, of either sign,
+/// counts as the largest.
 struct OrderStatistics {
   const void* x = nullptr;
   double* out = nullptr;
