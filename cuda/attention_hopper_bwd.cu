@@ -202,9 +202,9 @@ struct FixedRows {
 
 /// At width 64 registers hold them, which halves what is read from shared memory, and the next
 /// tile's can come at once. ptxas 13.0 forgets that a left operand which nothing in the loop writes
-/// is read again: it gives its registers to the packed weights of the sums, and from the second tile
-/// on multiplies those (seen in the disassembly). So they are written for every tile, with what they
-/// are, by way of a zero that the compiler cannot know.
+/// is read again: it gives its registers to the packed weights of the sums, and from the second
+/// tile on multiplies those (seen in the disassembly). So they are written for every tile, with
+/// what they are, by way of a zero that the compiler cannot know.
 template <>
 struct FixedRows<64> {
   HeldRows<64, 1> a, b;
@@ -428,8 +428,8 @@ template <int kD, Pass kPass, bool kBias>
 void run_pass(const AttentionBwd& a, const Stats& stats) {
   const Tiles tiles(a.problem, kPass == Pass::keys ? TileOf::keys : TileOf::queries, kFixed);
   const unsigned blocks = std::min(tiles.grid(), static_cast<unsigned>(multiprocessors()));
-  launch_shared<Shared<kD>>("attention_bwd: hopper", backward<kD, kPass, kBias>, blocks, kThreads, a,
-                            tiles.list(), stats);
+  launch_shared<Shared<kD>>("attention_bwd: hopper", backward<kD, kPass, kBias>, blocks, kThreads,
+                            a, tiles.list(), stats);
 }
 
 template <int kD, bool kBias>

@@ -1,5 +1,5 @@
-// How the backward kernels for Hopper turn scores into weights and slopes, in registers: 64 rows of a
-// warpgroup that stay against tiles of kMoving rows that pass by. Statistics and masks belong to
+// How the backward kernels for Hopper turn scores into weights and slopes, in registers: 64 rows of
+// a warpgroup that stay against tiles of kMoving rows that pass by. Statistics and masks belong to
 // queries, the bias to keys; either are the rows or the columns.
 #pragma once
 
@@ -23,9 +23,7 @@ struct Stats {
 constexpr int kLaneColumns = 2 * kColumns;
 constexpr int kLaneStride = kLaneColumns + 4;
 constexpr int kColumnValues = 4 * kLaneStride;
-__device__ inline int place_of_column(int i) {
-  return i % 8 / 2 * kLaneStride + i / 8 * 2 + i % 2;
-}
+__device__ inline int place_of_column(int i) { return i % 8 / 2 * kLaneStride + i / 8 * 2 + i % 2; }
 
 /// That of a lane's columns, in 16 bytes at a time: column e of block n is value 2·n + e.
 template <class T>

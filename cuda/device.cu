@@ -125,6 +125,13 @@ int device_count() {
   return count;
 }
 
+std::string why_no_device() {
+  int count = 0;
+  const cudaError_t status = cudaGetDeviceCount(&count);
+  cudaGetLastError();
+  return status == cudaSuccess ? "the driver offers no GPU" : cudaGetErrorString(status);
+}
+
 Device device(int index) {
   const int count = device_count();
   if (index < 0 || index >= count) {

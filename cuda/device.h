@@ -3,12 +3,16 @@
 // CUDA header is needed to use this one.
 #pragma once
 
+#include <string>
+
 #include "tensor/device.h"
 
 namespace proteus::cuda {
 
 /// GPUs that the driver offers; 0 without a driver or a GPU.
 int device_count();
+/// Why there is none, in the driver's words.
+std::string why_no_device();
 
 /// Makes GPU `index` usable and returns it: installs the hooks of DeviceType::cuda and the kernels
 /// of every family in cuda/kernels.h. Throws

@@ -244,7 +244,7 @@ std::vector<Case> cases() {
 class AttentionCuda : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (cuda::device_count() == 0) GTEST_SKIP() << "no GPU here";
+    if (cuda::device_count() == 0) GTEST_SKIP() << "no GPU: " << cuda::why_no_device();
     device_ = cuda::device(0);
   }
   void TearDown() override {

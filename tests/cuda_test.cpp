@@ -37,7 +37,7 @@ constexpr double kGpuTestFlops = 2e7;
 
 // Skips the test without a GPU, otherwise selects the first one.
 #define PROTEUS_NEED_GPU() \
-  if (cuda::device_count() == 0) GTEST_SKIP() << "no GPU: the driver offers none"
+  if (cuda::device_count() == 0) GTEST_SKIP() << "no GPU: " << cuda::why_no_device()
 
 Device gpu() { return cuda::device(0); }
 
@@ -231,8 +231,8 @@ TEST(CudaSelect, InfinitiesNansAndTiesLikeTheCpu) {
   const std::vector<std::int64_t> ranks{0, 1, 2, 3, 4, 5};
   for (const DType dtype : {DType::f32, DType::f64}) {
     const Tensor there = x.to(dtype).to(device);
-    EXPECT_TRUE(same_bits(ops::order_statistics(there, ranks),
-                          ops::order_statistics(x.to(dtype), ranks)));
+    EXPECT_TRUE(
+        same_bits(ops::order_statistics(there, ranks), ops::order_statistics(x.to(dtype), ranks)));
   }
   const Tensor extra = Tensor::from({1, 0, 0, 1, 0}, {5}, DType::i32);
   const Tensor scores = Tensor::from({0,    -inf, -inf, 1,    -inf,  //

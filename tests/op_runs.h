@@ -62,9 +62,9 @@ std::string missing_slot(const OpCase& c, DeviceType type);
 void expect_cpu_bits(const OpCase& c, Device device);
 
 /// The case on a device of its own arithmetic, in every float type and with inputs and cotangent in
-/// each of these layouts, against f64 on the CPU with the same inputs; each slot that the case names
-/// must have been called there, and the inputs stay what they were. f32 keeps the case's tolerance;
-/// bf16 keeps 1e-5, or twice what the CPU's bf16 makes of it where that is more.
+/// each of these layouts, against f64 on the CPU with the same inputs; each slot that the case
+/// names must have been called there, and the inputs stay what they were. f32 keeps the case's
+/// tolerance; bf16 keeps 1e-5, or twice what the CPU's bf16 makes of it where that is more.
 void expect_parity(const OpCase& c, Device device, std::span<const Storing> layouts);
 
 }  // namespace proteus::testing
