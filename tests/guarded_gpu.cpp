@@ -23,6 +23,7 @@ struct Watch {
   DeviceHooks before;
   std::int64_t broken = 0;
   std::int64_t live = 0;
+  Poisoning poisoning = Poisoning::at_once;
 };
 
 Watch& watch() {
@@ -30,9 +31,15 @@ Watch& watch() {
   return w;
 }
 
+void pause_stream(cudaStream_t stream) {
+  const auto sleep = [](void*) { std::this_thread::sleep_for(std::chrono::microseconds(100)); };
+  cuda::check(cudaLaunchHostFunc(stream, sleep, nullptr), "cudaLaunchHostFunc");
+}
+
 void* guarded_allocate(std::size_t bytes, int index) {
   auto* block = static_cast<char*>(watch().before.allocate(bytes + 2 * kGuardBytes, index));
   const cudaStream_t stream = cuda::current_stream();
+  if (watch().poisoning == Poisoning::late) pause_stream(stream);
   cuda::check(cudaMemsetAsync(block, kGuard, bytes + 2 * kGuardBytes, stream), "cudaMemsetAsync");
   cuda::check(cudaMemsetAsync(block + kGuardBytes, kPoison, bytes, stream), "cudaMemsetAsync");
   const std::lock_guard lock(watch().mutex);
@@ -57,7 +64,8 @@ void guarded_deallocate(void* p, std::size_t bytes, int index) {
 
 }  // namespace
 
-GuardedGpu::GuardedGpu() {
+GuardedGpu::GuardedGpu(Poisoning when) {
+  watch().poisoning = when;
   watch().before = device_hooks(DeviceType::cuda);
   watch().broken = 0;
   DeviceHooks hooks = watch().before;
@@ -76,11 +84,6 @@ std::int64_t GuardedGpu::broken_guards() {
 std::int64_t GuardedGpu::live_blocks() {
   const std::lock_guard lock(watch().mutex);
   return watch().live;
-}
-
-void delay_current_stream() {
-  constexpr auto sleep = [](void*) { std::this_thread::sleep_for(std::chrono::milliseconds(1)); };
-  cuda::check(cudaLaunchHostFunc(cuda::current_stream(), sleep, nullptr), "cudaLaunchHostFunc");
 }
 
 }  // namespace proteus::testing

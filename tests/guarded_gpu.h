@@ -8,11 +8,15 @@
 
 namespace proteus::testing {
 
+/// When fresh memory is poisoned, on the current stream: at once, or after a pause, so that what
+/// was written there by work on another stream is gone.
+enum class Poisoning { at_once, late };
+
 /// While it lives, allocations of DeviceType::cuda are guarded; cuda::device() must have been
 /// called. Tensors that it made must be gone before it is.
 class GuardedGpu {
  public:
-  GuardedGpu();
+  explicit GuardedGpu(Poisoning when = Poisoning::at_once);
   ~GuardedGpu();
   GuardedGpu(const GuardedGpu&) = delete;
   GuardedGpu& operator=(const GuardedGpu&) = delete;
@@ -21,9 +25,5 @@ class GuardedGpu {
   static std::int64_t broken_guards();
   static std::int64_t live_blocks();
 };
-
-/// Keeps the current stream waiting for a moment. What is queued there meanwhile runs later than
-/// anything on other streams.
-void delay_current_stream();
 
 }  // namespace proteus::testing
