@@ -193,11 +193,10 @@ AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_
     key = weights_.mu.defined() ? router_->project(x_key) : query;
   }
   Routed out{gating_->route(Role::query, query, B, T), gating_->route(Role::key, key, B, T), {}};
-  const bool filled =
-      out.query.slots == ops::Slots::filled && out.key.slots == ops::Slots::filled;
-  out.rows = pack_selection({out.query.heads, out.key.heads}, B, config_.routed_heads,
-                            visible_entries(T, x.device()),
-                            filled ? ops::Slots::filled : ops::Slots::any);
+  const bool filled = out.query.slots == ops::Slots::filled && out.key.slots == ops::Slots::filled;
+  out.rows =
+      pack_selection({out.query.heads, out.key.heads}, B, config_.routed_heads,
+                     visible_entries(T, x.device()), filled ? ops::Slots::filled : ops::Slots::any);
   return out;
 }
 

@@ -78,8 +78,8 @@ RoleRouting Gating::route(Role role, const Variable& projected, std::int64_t B, 
     if (forced.defined() && !salience_) return {{}, {}};
     // Where nothing else makes the host wait for a selection, a NaN does not either: it stays one.
     const bool waits = !fills_slots() || projected.device() == kCpu;
-    const Choice choice = choose(role, projected.value(), {T},
-                                 waits ? ops::NanRows::mark : ops::NanRows::take_first);
+    const Choice choice =
+        choose(role, projected.value(), {T}, waits ? ops::NanRows::mark : ops::NanRows::take_first);
     return {choice.heads, choice.nearest};
   });
   if (!forced.defined() && fills_slots()) out.slots = ops::Slots::filled;

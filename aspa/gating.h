@@ -18,9 +18,9 @@ namespace proteus {
 
 /// What is decided for the tokens of one role, and what its gradients need.
 struct RoleRouting {
-  Tensor heads;        ///< i32 [N, k] ascending, −1 for "none" (at the end)
-  Variable projected;  ///< x̃ [N, R], undefined where gates are off
-  Variable salience;   ///< S [N], undefined where every token is kept
+  Tensor heads;                        ///< i32 [N, k] ascending, −1 for "none" (at the end)
+  Variable projected;                  ///< x̃ [N, R], undefined where gates are off
+  Variable salience;                   ///< S [N], undefined where every token is kept
   ops::Slots slots = ops::Slots::any;  ///< filled: no "none" among the heads
 };
 

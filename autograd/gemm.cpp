@@ -49,9 +49,8 @@ Variable linear(const Variable& x, const Variable& any_weight, const Variable& a
 Variable wide_linear(const Variable& x, const Variable& weight) {
   return record("wide_linear", {x, weight}, ops::wide_linear(x.value(), weight.value()),
                 {x.value(), weight.value()}, [](const Backward& ctx) -> Gradients {
-                  const auto g =
-                      ops::wide_linear_backward(ctx.saved(0), ctx.saved(1), ctx.dy(), ctx.needs(0),
-                                                ctx.needs(1), ctx.sum(0));
+                  const auto g = ops::wide_linear_backward(ctx.saved(0), ctx.saved(1), ctx.dy(),
+                                                           ctx.needs(0), ctx.needs(1), ctx.sum(0));
                   return {g.dx, g.dweight};
                 });
 }

@@ -1,8 +1,8 @@
 // Where the time of a piece of work on a GPU goes, by slot: while it lives, a SlotTimes waits for
 // the device around every kernel call and every copy, so that each can be timed on its own. What is
-// left of the clock is the host's. A kernel that calls another one's slot is timed as a whole. Where
-// the work of a slot is known, its rates and its floor stand beside: the larger of its operations over
-// what tensor cores reach and its bytes over what memory reaches.
+// left of the clock is the host's. A kernel that calls another one's slot is timed as a whole.
+// Where the work of a slot is known, its rates and its floor stand beside: the larger of its
+// operations over what tensor cores reach and its bytes over what memory reaches.
 #pragma once
 
 #include <algorithm>

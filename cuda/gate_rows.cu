@@ -1,11 +1,10 @@
 // Routing of packed rows on a GPU: their logits, the gradients of these, and what prototypes learn
 // from them (tensor/ops/routing.h has the formulas). Sums run in a fixed order: what a token or a
 // row gets depends on itself alone, and sums over rows are cut by sizes that the host knows.
-#include "cuda/gate_rows.h"
-
 #include <algorithm>
 #include <limits>
 
+#include "cuda/gate_rows.h"
 #include "cuda/rows.cuh"
 #include "tensor/vmath.h"
 
@@ -19,7 +18,8 @@ template <class T>
 __device__ T token_sum(T value) {
   const unsigned lanes = ((1u << kTokenLanes) - 1) << (lane() / kTokenLanes * kTokenLanes);
 #pragma unroll
-  for (int step = kTokenLanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(lanes, value, step);
+  for (int step = kTokenLanes / 2; step > 0; step /= 2)
+    value += __shfl_xor_sync(lanes, value, step);
   return value;
 }
 
@@ -87,10 +87,9 @@ __global__ void gate_rows_kernel(GateRowsFwd a) {
 template <class T>
 void gate_rows_typed(const GateRowsFwd& a) {
   constexpr int kPack = kPackOf<T>;
-  const bool packs =
-      a.gates.R % kPack == 0 &&
-      can_pack<T, kPack>(static_cast<const T*>(a.x), static_cast<const T*>(a.gates.w),
-                         static_cast<const T*>(a.gates.p));
+  const bool packs = a.gates.R % kPack == 0 && can_pack<T, kPack>(static_cast<const T*>(a.x),
+                                                                  static_cast<const T*>(a.gates.w),
+                                                                  static_cast<const T*>(a.gates.p));
   launch("gate_rows_fwd", packs ? gate_rows_kernel<T, kPack> : gate_rows_kernel<T, 1>,
          thread_blocks(a.N * kTokenLanes), kBlock, 0, a);
 }
@@ -98,8 +97,8 @@ void gate_rows_typed(const GateRowsFwd& a) {
 constexpr int kTokensOfWarp = 8;
 constexpr int kTokensOfBlock = kTokensOfWarp * kBlock / kWarp;
 
-/// Calls fn(gate, ds) for the gates of a token's heads, in order, in all lanes of its warp together.
-/// What is the same in all lanes is read by one of them each, all slots at once.
+/// Calls fn(gate, ds) for the gates of a token's heads, in order, in all lanes of its warp
+/// together. What is the same in all lanes is read by one of them each, all slots at once.
 template <class T, class F>
 __device__ void each_slope(const GateRowsBwd& a, std::int64_t n, F&& fn) {
   const T* share = static_cast<const T*>(a.share);

@@ -3,7 +3,8 @@
 //   gather   a block is up to kRows rows of one group × 64 columns
 //   scatter  a block owns a stretch of tokens × 64 columns and goes through the groups in order;
 //            in bf16 mostly with its sums in shared memory (cuda/grouped_scatter.cu)
-//   weight   a block is a tile of one group's matrix, high along the wider of its two sides, and goes
+//   weight   a block is a tile of one group's matrix, high along the wider of its two sides, and
+//   goes
 //            through that group's rows in order, or through one of several parts of them, which are
 //            then added in order
 #include <algorithm>
@@ -21,7 +22,7 @@ namespace {
 constexpr std::int64_t kManyBlocks = 264;  // two for each multiprocessor of a large GPU
 constexpr int kPlanThreads = 1024;
 constexpr std::int64_t kCacheBytes = 32 << 20;  // of rows that are read several times
-constexpr std::int64_t kManyRows = 1 << 17;     // for which tiles may be twice as high
+constexpr std::int64_t kManyRows = 1 << 15;     // for which tiles may be twice as high
 
 template <class T>
 __device__ T& dynamic_shared() {
@@ -235,7 +236,7 @@ template <class Tile, class Out>
 __global__ void __launch_bounds__(Tile::kThreads)
     weight_kernel(GroupedWeight a, Out* out, bool turned) {
   using T = typename Tile::Element;
-  __shared__ typename Tile::Shared shared;
+  auto& shared = dynamic_shared<typename Tile::Shared>();
   const std::int64_t columns = ceil_div(a.Q, std::int64_t{Tile::kColumns});
   const std::int64_t g = blockIdx.x;
   const std::int64_t m0 = blockIdx.y / columns * Tile::kRows;
@@ -284,20 +285,24 @@ void weight(GroupedWeight a) {
     std::swap(a.a_token, a.b_token);
     std::swap(a.P, a.Q);
   }
-  const std::int64_t tiles = ceil_div(a.P, Tile::kRows) * ceil_div(a.Q, Tile::kColumns);
-  const std::int64_t parts = std::clamp<std::int64_t>(
-      std::min(ceil_div(kManyBlocks, a.groups * tiles), a.rows / (a.groups * kFewestRows)), 1, 64);
-  const dim3 grid(static_cast<unsigned>(a.groups), static_cast<unsigned>(tiles),
+  const std::int64_t tiles = a.groups * ceil_div(a.P, Tile::kRows) * ceil_div(a.Q, Tile::kColumns);
+  // Of high tiles two fit on a multiprocessor, and a block more would be a round more.
+  constexpr bool kHigh = Tile::kRows > 128;
+  const std::int64_t wanted = kHigh ? kManyBlocks / tiles : ceil_div(kManyBlocks, tiles);
+  const std::int64_t parts =
+      std::clamp<std::int64_t>(std::min(wanted, a.rows / (a.groups * kFewestRows)), 1, 64);
+  const dim3 grid(static_cast<unsigned>(a.groups), static_cast<unsigned>(tiles / a.groups),
                   static_cast<unsigned>(parts));
-  if (parts == 1) {
-    launch("grouped_weight", weight_kernel<Tile, T>, grid, Tile::kThreads, 0, a,
-           static_cast<T*>(a.dw), turned);
-    return;
-  }
+  const auto run = [&](auto kernel, auto* out) {
+    allow_shared(kernel, sizeof(typename Tile::Shared));
+    launch("grouped_weight", kernel, grid, Tile::kThreads, sizeof(typename Tile::Shared), a, out,
+           turned);
+  };
+  if (parts == 1) return run(weight_kernel<Tile, T>, static_cast<T*>(a.dw));
   const std::int64_t size = a.groups * a.P * a.Q;
   const Storage space = scratch(static_cast<std::size_t>(parts * size) * sizeof(A));
   auto* sums = static_cast<A*>(space.data());
-  launch("grouped_weight", weight_kernel<Tile, A>, grid, Tile::kThreads, 0, a, sums, turned);
+  run(weight_kernel<Tile, A>, sums);
   launch("grouped_weight", add_parts_kernel<T>, blocks_for(size), kBlock, 0, sums, parts, size,
          static_cast<T*>(a.dw));
 }
@@ -342,8 +347,10 @@ void install_grouped_gemm_kernels() {
                  [&](auto tile) { scatter<typename decltype(tile)::type>(a); });
   });
   grouped_weight.install(DeviceType::cuda, [](const GroupedWeight& a) {
-    with_tile<8>("grouped_weight", a.dtype, whole_words(a.P, a.Q, a.a, a.b),
-                 [&](auto tile) { weight<typename decltype(tile)::type>(a); });
+    with_tile<8, true>(
+        "grouped_weight", a.dtype, whole_words(a.P, a.Q, a.a, a.b),
+        [&](auto tile) { weight<typename decltype(tile)::type>(a); },
+        a.rows >= kManyRows && std::max(a.P, a.Q) >= 256);
   });
 }
 

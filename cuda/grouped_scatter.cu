@@ -1,9 +1,10 @@
 // out[t] = base[t] + Σ_{r: token[r] = t} y[r]·op(W[g(r)]) in bf16 (tensor/ops/grouped_gemm.h). A
 // block owns a stretch of tokens × 64 columns: their sums lie in shared memory in f32 and are
-// written once. Without that, every group of a token would read and write its sums in device memory:
-// 32 times the bytes of one row. It goes through the groups in order, tiles of up to 64 rows of one
-// at a time: its two halves multiply a tile each and then add one after the other. Pieces of 64 of
-// the tiles' width pass through kStages buffers that are filled while earlier ones are multiplied.
+// written once. Without that, every group of a token would read and write its sums in device
+// memory: 32 times the bytes of one row. It goes through the groups in order, tiles of up to 64
+// rows of one at a time: its two halves multiply a tile each and then add one after the other.
+// Pieces of 64 of the tiles' width pass through kStages buffers that are filled while earlier ones
+// are multiplied.
 #include <algorithm>
 
 #include "cuda/grouped_scatter.h"
@@ -130,11 +131,11 @@ struct WarpSums {
   }
   // A row of a group is one token's, and no other row of this tile is: nobody else adds there. The
   // four lanes of a row swap halves of two neighbouring blocks, so that each has four columns in a
-  // row; and of the eight lanes whose 16 bytes are accessed together, which have two rows, the lanes
-  // of one row take other blocks than those of the other. So they touch all banks, whatever the
-  // tokens.
-  __device__ void add_to_tokens(Buffers& b, const std::int32_t* token, int rows,
-                                std::int64_t first, int m0, int n0) const {
+  // row; and of the eight lanes whose 16 bytes are accessed together, which have two rows, the
+  // lanes of one row take other blocks than those of the other. So they touch all banks, whatever
+  // the tokens.
+  __device__ void add_to_tokens(Buffers& b, const std::int32_t* token, int rows, std::int64_t first,
+                                int m0, int n0) const {
     const bool odd_row = lane() / 4 % 2 != 0;
     const bool odd = lane() % 2 != 0;
     const int column = n0 + (odd ? 8 : 0) + lane() % 4 / 2 * 4;
@@ -176,7 +177,8 @@ __device__ void begin_sums(const GroupedScatter& a, Buffers& b, std::int64_t fir
     const int n = at % kPacks * kPack;
     Pack<bfloat16, kPack> from{};
     if (a.base && n0 + n < a.N) {
-      from = load_pack<kPack>(static_cast<const bfloat16*>(a.base) + (first + token) * a.N + n0 + n);
+      from =
+          load_pack<kPack>(static_cast<const bfloat16*>(a.base) + (first + token) * a.N + n0 + n);
     }
     for (int i = 0; i < kPack; ++i) b.sums[token][n + i] = static_cast<float>(from[i]);
   }

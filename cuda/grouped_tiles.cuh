@@ -274,9 +274,9 @@ struct MmaTile {
     }
   }
 
-  /// Copies one piece of a matrix after the other: the next kDepth along k, kOuter of the others from
-  /// `outer` on. Where rows run along k and are given by a list, the places in the list are read one
-  /// step ahead: a copy waits for no other access.
+  /// Copies one piece of a matrix after the other: the next kDepth along k, kOuter of the others
+  /// from `outer` on. Where rows run along k and are given by a list, the places in the list are
+  /// read one step ahead: a copy waits for no other access.
   template <bool kRowsAlongK, int kOuter>
   class Mover {
     using P = Piece<kRowsAlongK, kOuter>;
@@ -303,7 +303,8 @@ struct MmaTile {
     __device__ void copy(P& to) {
 #pragma unroll
       for (int i = 0; i < kCount; ++i) {
-        const bool there = kRowsAlongK ? at_ + line(i) < from_.rows : at_ + column(i) < from_.columns;
+        const bool there =
+            kRowsAlongK ? at_ + line(i) < from_.rows : at_ + column(i) < from_.columns;
         const bool inside = inside_[i] && there;
         const bfloat16* source = row_[i];
         if constexpr (kRowsAlongK) {

@@ -88,8 +88,8 @@ void row_starts(const std::int32_t* heads, std::int64_t slots, std::int64_t grou
   check(cudaMemsetAsync(starts + cells, 0, sizeof(std::int32_t), current_stream()),
         "cudaMemsetAsync");
   const auto shared = static_cast<std::size_t>(std::min(groups, kWindow)) * sizeof(std::int32_t);
-  launch("pack_rows", count_kernel, static_cast<unsigned>(chunks.count), kBlock, shared, heads, slots,
-         groups, chunks, starts);
+  launch("pack_rows", count_kernel, static_cast<unsigned>(chunks.count), kBlock, shared, heads,
+         slots, groups, chunks, starts);
   std::size_t bytes = 0;
   check(cub::DeviceScan::ExclusiveSum(nullptr, bytes, starts, starts, cells + 1, current_stream()),
         "cub::DeviceScan::ExclusiveSum");

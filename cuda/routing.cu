@@ -1,5 +1,6 @@
-// Routing on a GPU (tensor/ops/routing.h has the formulas): the logits of all tokens, and which keys
-// a packed query sees. What a token gets depends on itself alone. Packed rows: cuda/gate_rows.cu.
+// Routing on a GPU (tensor/ops/routing.h has the formulas): the logits of all tokens, and which
+// keys a packed query sees. What a token gets depends on itself alone. Packed rows:
+// cuda/gate_rows.cu.
 #include <algorithm>
 #include <limits>
 

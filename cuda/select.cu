@@ -1,7 +1,7 @@
 // Selection on a GPU (tensor/ops/select.h), a warp to a row. Values become unsigned keys of the
 // same order; the k-th largest key is found, and what lies above it is taken in the order of the
-// columns. For a small k the largest keys are taken off one after another, otherwise it is found bit
-// by bit, by counting.
+// columns. For a small k the largest keys are taken off one after another, otherwise it is found
+// bit by bit, by counting.
 #include <limits>
 
 #include "cuda/kernels.h"
@@ -120,7 +120,8 @@ __global__ void topk_kernel(TopkFwd a) {
       atomicMin(reinterpret_cast<unsigned*>(a.invalid_row), static_cast<unsigned>(n));
     }
     for (std::int64_t j = lane(); j < a.k + a.extras; j += kWarp) {
-      a.heads[n * (a.k + a.extras) + j] = a.nan_takes_first ? static_cast<std::int32_t>(j) : kNanHead;
+      a.heads[n * (a.k + a.extras) + j] =
+          a.nan_takes_first ? static_cast<std::int32_t>(j) : kNanHead;
     }
     return;
   }

@@ -2,8 +2,8 @@
 // group (head), then by sequence, then by time; offsets [G·S + 1] bounds the rows of every (group,
 // sequence), group-major; token[r] is the row of the unpacked matrix that packed row r stands for.
 //   gather   y[r]   = x[token[r]]·op(W[g(r)])
-//   scatter  out[t] = base[t] + Σ_{r: token[r] = t} y[r]·op(W[g(r)]), in ascending order of the group
-//   weight   dW[g]  = Σ_{r of g} a[r]ᵀ·b[r], in ascending order of the row
+//   scatter  out[t] = base[t] + Σ_{r: token[r] = t} y[r]·op(W[g(r)]), in ascending order of the
+//   group weight   dW[g]  = Σ_{r of g} a[r]ᵀ·b[r], in ascending order of the row
 // The bits of a product row depend on that row and its matrix only: not on the number of rows in
 // the group, not on the place of the row, not on the number of threads.
 #pragma once
@@ -65,8 +65,8 @@ namespace ops {
 /// x [tokens, K], w [G, K, N] (trans_w: [G, N, K]) → [M, N]. Throws ShapeError, DTypeError.
 Tensor grouped_gather(const Tensor& x, const Tensor& w, const PackedRows& rows,
                       bool trans_w = false);
-/// y [M, K], w as above → [tokens, N], added to base [tokens, N] unless that is undefined; the base,
-/// or zero, for tokens without rows.
+/// y [M, K], w as above → [tokens, N], added to base [tokens, N] unless that is undefined; the
+/// base, or zero, for tokens without rows.
 Tensor grouped_scatter(const Tensor& y, const Tensor& w, const PackedRows& rows,
                        bool trans_w = false, const Tensor& base = {});
 /// The same, added to `sum` in place, which is contiguous.

@@ -248,7 +248,8 @@ namespace ops {
 
 namespace {
 
-// counted [3 + groups·sequences]: the first invalid token, tokens kept, offsets. All slots have room.
+// counted [3 + groups·sequences]: the first invalid token, tokens kept, offsets. All slots have
+// room.
 PackedRows packed(const Tensor& heads_any, const Tensor& counted, std::int64_t groups,
                   std::int64_t sequences, bool known) {
   PackedRows out;
@@ -262,18 +263,17 @@ PackedRows packed(const Tensor& heads_any, const Tensor& counted, std::int64_t g
   out.time = Tensor::empty({out.heads.numel()}, DType::i32, device);
   if (out.heads.numel() == 0) return out;
   proteus::pack_rows(
-      device,
-      {.heads = out.heads.data<std::int32_t>(),
-       .offsets = out.offsets.data<std::int32_t>(),
-       .invalid_token = known ? nullptr : counted.slice(0, 0, 1).data<std::int32_t>(),
-       .kept = known ? nullptr : counted.slice(0, 1, 2).data<std::int32_t>(),
-       .token = out.token.data<std::int32_t>(),
-       .time = out.time.data<std::int32_t>(),
-       .row_of = out.row_of.data<std::int32_t>(),
-       .tokens = out.heads.size(0),
-       .slots = out.heads.size(1),
-       .groups = groups,
-       .sequences = sequences});
+      device, {.heads = out.heads.data<std::int32_t>(),
+               .offsets = out.offsets.data<std::int32_t>(),
+               .invalid_token = known ? nullptr : counted.slice(0, 0, 1).data<std::int32_t>(),
+               .kept = known ? nullptr : counted.slice(0, 1, 2).data<std::int32_t>(),
+               .token = out.token.data<std::int32_t>(),
+               .time = out.time.data<std::int32_t>(),
+               .row_of = out.row_of.data<std::int32_t>(),
+               .tokens = out.heads.size(0),
+               .slots = out.heads.size(1),
+               .groups = groups,
+               .sequences = sequences});
   return out;
 }
 
@@ -308,8 +308,8 @@ std::vector<PackedRows> pack_rows(std::span<const Tensor> heads, std::int64_t gr
   const Tensor counted = Tensor::zeros({count, groups * sequences + 3}, DType::i32, device);
   std::vector<PackedRows> out;
   for (std::int64_t i = 0; i < count; ++i) {
-    out.push_back(packed(heads[static_cast<std::size_t>(i)], counted.select(0, i), groups,
-                         sequences, known));
+    out.push_back(
+        packed(heads[static_cast<std::size_t>(i)], counted.select(0, i), groups, sequences, known));
   }
   if (known) return out;
   const Tensor host = counted.to(kCpu);

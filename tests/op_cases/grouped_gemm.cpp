@@ -75,11 +75,11 @@ OpCase large(OpCase c) {
 OpFamily grouped_gemm_family() {
   OpFamily family{"grouped_gemm", {}, {}};
   const std::vector<std::tuple<std::string, Packing, std::int64_t, std::int64_t>> cases{
-      {"one of all", {1, 1, 1, 1}, 1, 1},   {"2 groups", {1, 5, 2, 1}, 3, 2},
-      {"2 sequences", {2, 4, 3, 2}, 5, 4},  {"9 groups, few rows", {2, 3, 9, 2}, 4, 3},
-      {"many rows", {1, 40, 2, 2}, 3, 5},   {"columns of 17", {2, 6, 4, 2}, 6, 17},
-      {"depth of 33", {1, 7, 3, 3}, 33, 4}, {"3 sequences", {3, 5, 6, 3}, 8, 8},
-      {"width 0", {1, 4, 2, 1}, 3, 0},      {"depth 0", {1, 4, 2, 1}, 0, 3},
+      {"one of all", {1, 1, 1, 1}, 1, 1},    {"2 groups", {1, 5, 2, 1}, 3, 2},
+      {"2 sequences", {2, 4, 3, 2}, 5, 4},   {"9 groups, few rows", {2, 3, 9, 2}, 4, 3},
+      {"many rows", {1, 40, 2, 2}, 3, 5},    {"columns of 17", {2, 6, 4, 2}, 6, 17},
+      {"depth of 33", {1, 7, 3, 3}, 33, 4},  {"3 sequences", {3, 5, 6, 3}, 8, 8},
+      {"width 0", {1, 4, 2, 1}, 3, 0},       {"depth 0", {1, 4, 2, 1}, 0, 3},
       {"whole words", {2, 20, 3, 2}, 16, 24}};
   for (const auto& [name, p, C, D] : cases) {
     family.cases.push_back(linear_case(name, p, C, D));

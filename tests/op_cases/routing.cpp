@@ -210,13 +210,14 @@ std::vector<ErrorCase> errors() {
 
 OpFamily routing_family() {
   OpFamily family{"routing", {}, errors()};
-  const std::vector<Sizes> sizes{{"1 token", 1, 4, 3, 1, 1, 1}, {"2x3", 6, 3, 8, 4, 2, 2},
-                                 {"2x8", 16, 8, 9, 3, 2, 2},    {"33", 33, 5, 12, 5, 3, 1},
-                                 {"R 1", 9, 1, 4, 2, 1, 3},     {"every head", 12, 6, 7, 3, 3, 1},
-                                 {"3x13", 39, 16, 20, 6, 2, 3}, {"uneven heads", 10, 7, 5, 4, 2, 2},
-                                 {"0 tokens", 0, 4, 6, 3, 2, 1},    {"40 gates", 11, 8, 40, 5, 2, 1},
-                                 {"150 gates", 5, 4, 150, 2, 1, 1}, {"R 70", 5, 70, 4, 2, 2, 1},
-                                 {"R 260", 3, 260, 3, 2, 1, 1}};
+  const std::vector<Sizes> sizes{
+      {"1 token", 1, 4, 3, 1, 1, 1},     {"2x3", 6, 3, 8, 4, 2, 2},
+      {"2x8", 16, 8, 9, 3, 2, 2},        {"33", 33, 5, 12, 5, 3, 1},
+      {"R 1", 9, 1, 4, 2, 1, 3},         {"every head", 12, 6, 7, 3, 3, 1},
+      {"3x13", 39, 16, 20, 6, 2, 3},     {"uneven heads", 10, 7, 5, 4, 2, 2},
+      {"0 tokens", 0, 4, 6, 3, 2, 1},    {"40 gates", 11, 8, 40, 5, 2, 1},
+      {"150 gates", 5, 4, 150, 2, 1, 1}, {"R 70", 5, 70, 4, 2, 2, 1},
+      {"R 260", 3, 260, 3, 2, 1, 1}};
   for (const Sizes& s : sizes) {
     family.cases.push_back(rows_case(s, true));
     family.cases.push_back(rows_case(s, false));
