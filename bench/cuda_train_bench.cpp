@@ -1,0 +1,160 @@
+// Training steps on a GPU: GPT-2 124M (12 layers, width 768, context 1,024, vocabulary 50,304,
+// 32 sequences) and `baby` (6 layers, width 384, context 256, 64 sequences, dropout 0.2), dense and
+// ASPA. bench/peers/train_step.py --device cuda measures PyTorch's dense steps of the same models.
+//   cuda_train_bench [--model gpt2|baby] [--arm ARM] [--dtype bf16|f32] [--steps N] [--by-slot]
+// Random tokens, everything that `proteus train` does in a step. tokens/s is over N steps after a
+// warm-up, bytes the most that was in use at once, TFLOP/s three times the forward products of the
+// model (causal pairs only). --by-slot times every kernel call of one step on its own instead.
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "bench/slot_times.h"
+#include "cuda/device.h"
+#include "tensor/storage.h"
+#include "train/models.h"
+#include "train/trainer.h"
+
+namespace proteus::bench {
+namespace {
+
+constexpr int kWarmup = 5;
+constexpr std::int64_t kBatches = 4;  // made once: drawing them is not part of a step
+
+struct Model {
+  const char* name;
+  std::int64_t vocab;
+  std::vector<std::string> options;
+};
+
+std::vector<Model> models() {
+  return {{"gpt2",
+           50304,
+           {"--layers", "12", "--width", "768", "--head-width", "64", "--context", "1024",
+            "--batch", "32", "--shared-window", "256", "--routed-heads", "32", "--k", "4",
+            "--window", "256"}},
+          {"baby", 65, {"--preset", "baby"}}};
+}
+
+std::string option(int argc, char** argv, std::string_view name, const char* standard) {
+  for (int i = 1; i + 1 < argc; ++i) {
+    if (argv[i] == name) return argv[i + 1];
+  }
+  return standard;
+}
+
+bool flag(int argc, char** argv, std::string_view name) {
+  for (int i = 1; i < argc; ++i) {
+    if (argv[i] == name) return true;
+  }
+  return false;
+}
+
+std::vector<Batch> random_batches(const Options& o, std::int64_t vocab) {
+  const Shape shape{o.training.batch, o.model.context};
+  std::vector<Batch> batches;
+  for (std::uint64_t i = 0; i < kBatches; ++i) {
+    const auto draw = [&](std::uint64_t stream) {
+      return Tensor::rand(shape, {7, stream}, DType::f64, 0, static_cast<double>(vocab))
+          .to(DType::i32);
+    };
+    batches.push_back({draw(2 * i), draw(2 * i + 1)});
+  }
+  return batches;
+}
+
+struct Run {
+  Options options;
+  std::unique_ptr<Transformer> model;
+  std::vector<Batch> batches;
+  std::unique_ptr<Trainer> trainer;
+
+  Run(const Model& m, const std::string& arm, const std::string& dtype, Device device) {
+    std::vector<std::string> words = m.options;
+    words.insert(words.end(), {"--dtype", dtype});
+    options = parse_options("duel", words).options;
+    model = make_model(options, arm_named(arm, "--arm"), m.vocab, 1);
+    model->to(device);
+    batches = random_batches(options, m.vocab);
+    TrainerConfig config;
+    config.steps = 1 << 20;
+    trainer = std::make_unique<Trainer>(*model, config, [this](std::int64_t i) {
+      return batches[static_cast<std::size_t>(i % kBatches)];
+    });
+    for (int i = 0; i < kWarmup; ++i) trainer->step();
+    synchronize(device);
+  }
+  double tokens() const {
+    return static_cast<double>(options.training.batch * options.model.context);
+  }
+};
+
+void measure(const Model& m, const std::string& arm, const std::string& dtype, int steps,
+             Device device) {
+  using Clock = std::chrono::steady_clock;
+  Run run(m, arm, dtype, device);
+  reset_peak_memory(DeviceType::cuda);
+  const auto start = Clock::now();
+  for (int i = 0; i < steps; ++i) run.trainer->step();
+  synchronize(device);
+  const double seconds = std::chrono::duration<double>(Clock::now() - start).count() / steps;
+  const double flops = 3 * run.model->total_flops_per_token(run.options.model.context);
+  std::printf("%-6s %-6s %-5s %9.2f %12.0f %10.2f %10.0f\n", m.name, arm.c_str(), dtype.c_str(),
+              seconds * 1e3, run.tokens() / seconds,
+              static_cast<double>(memory_stats(DeviceType::cuda).peak_bytes) / 1e9,
+              flops * run.tokens() / seconds / 1e12);
+  std::fflush(stdout);
+}
+
+void by_slot(const Model& m, const std::string& arm, const std::string& dtype, Device device) {
+  Run run(m, arm, dtype, device);
+  std::printf("%s, %s, %s: one step\n", m.name, arm.c_str(), dtype.c_str());
+  const SlotTimes watch;
+  run.trainer->step();
+  synchronize(device);
+  watch.print();
+}
+
+int run(int argc, char** argv) {
+  const Device device = cuda::device(0);
+  const std::string model = option(argc, argv, "--model", "");
+  const std::string arm = option(argc, argv, "--arm", "");
+  const std::string dtype = option(argc, argv, "--dtype", "bf16");
+  const int steps = std::atoi(option(argc, argv, "--steps", "40").c_str());
+  const bool slots = flag(argc, argv, "--by-slot");
+  if (!slots) {
+    std::printf("%-6s %-6s %-5s %9s %12s %10s %10s\n", "model", "arm", "dtype", "step ms",
+                "tokens/s", "GB", "TFLOP/s");
+  }
+  for (const Model& m : models()) {
+    if (!model.empty() && model != m.name) continue;
+    for (const std::string each : {"dense", "aspa"}) {
+      if (!arm.empty() && arm != each) continue;
+      if (slots) {
+        by_slot(m, each, dtype, device);
+      } else {
+        measure(m, each, dtype, steps, device);
+      }
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace proteus::bench
+
+int main(int argc, char** argv) {
+  if (proteus::cuda::device_count() == 0) {
+    std::puts("cuda_train_bench: no GPU here");
+    return 0;
+  }
+  try {
+    return proteus::bench::run(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "cuda_train_bench: %s\n", error.what());
+    return 2;
+  }
+}
