@@ -16,5 +16,8 @@ Variable rope(const Variable& x, const Tensor& positions, std::int64_t R,
 /// qkv [B, T, 3, H, D]: queries and keys are rotated, values pass. Saves nothing.
 Variable rope_qkv(const Variable& qkv, std::int64_t R, std::int64_t offset = 0,
                   double base = ops::kRopeBase);
+/// The same in place where qkv is contiguous: it must not be read afterwards.
+Variable rope_qkv_(const Variable& qkv, std::int64_t R, std::int64_t offset = 0,
+                   double base = ops::kRopeBase);
 
 }  // namespace proteus

@@ -79,7 +79,8 @@ __global__ void rope_kernel(const RopeArgs<T> a) {
       const std::int64_t pair = channel / 2 + i;
       if (pair < half) rotation[i] = rotation_by<A>(position * turns[pair], a.inverse);
     }
-    for (std::int64_t h = 0; h < a.heads; ++h) {
+    const std::int64_t heads = a.x == a.y ? a.rotated : a.heads;  // in place, the others are there
+    for (std::int64_t h = 0; h < heads; ++h) {
       const std::int64_t at = (row * a.heads + h) * a.D + channel;
       Pack<T, kPack> p;
       if constexpr (kWhole) {

@@ -121,9 +121,9 @@ void rope_typed(const RopeFwd& a) {
       T* y = static_cast<T*>(a.y) + r * width;
       for (std::int64_t h = 0; h < a.rotated; ++h) {
         rotate(x + h * a.D, c, s, half, y + h * a.D);
-        if (a.R < a.D) std::copy(x + h * a.D + a.R, x + (h + 1) * a.D, y + h * a.D + a.R);
+        if (a.R < a.D && x != y) std::copy(x + h * a.D + a.R, x + (h + 1) * a.D, y + h * a.D + a.R);
       }
-      std::copy(x + a.rotated * a.D, x + width, y + a.rotated * a.D);
+      if (x != y) std::copy(x + a.rotated * a.D, x + width, y + a.rotated * a.D);
     }
   });
 }
@@ -143,10 +143,9 @@ void check_options(const std::string& call, const Tensor& x, const ops::RopeOpti
   }
 }
 
-Tensor run(const Tensor& x, const std::int32_t* positions, std::int64_t rows, std::int64_t period,
-           std::int64_t heads, std::int64_t rotated, const ops::RopeOptions& o) {
-  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
-  if (y.numel() == 0) return y;
+void run(const Tensor& x, const Tensor& y, const std::int32_t* positions, std::int64_t rows,
+         std::int64_t period, std::int64_t heads, std::int64_t rotated, const ops::RopeOptions& o) {
+  if (y.numel() == 0) return;
   rope_fwd(x.device(), {.x = x.raw(),
                         .y = y.raw(),
                         .positions = positions,
@@ -160,7 +159,25 @@ Tensor run(const Tensor& x, const std::int32_t* positions, std::int64_t rows, st
                         .base = o.base,
                         .inverse = o.inverse,
                         .dtype = x.dtype()});
-  return y;
+}
+
+// Of sequences: x [B, T, H, D] or [B, T, 3, H, D], checked, into y, which may be x.
+void run_sequences(const Tensor& x, const Tensor& y, const ops::RopeOptions& options) {
+  const bool packed = x.rank() == 5;
+  const std::int64_t H = x.size(-2);
+  run(x, y, nullptr, x.size(0) * x.size(1), x.size(1), packed ? 3 * H : H, packed ? 2 * H : H,
+      options);
+}
+
+void check_sequences(const Tensor& x, const ops::RopeOptions& options) {
+  const std::string call = "rope(x, R)";
+  ops::check_floating(call, "x", x);
+  const bool packed = x.rank() == 5;
+  if ((!packed && x.rank() != 4) || (packed && x.size(2) != 3)) {
+    throw ShapeError(call + ": x: expected [B, T, H, D] or [B, T, 3, H, D], got " +
+                     to_string(x.shape()));
+  }
+  check_options(call, x, options);
 }
 
 }  // namespace
@@ -170,18 +187,20 @@ Slot<RopeFwd> rope_fwd{"rope_fwd", rope_cpu};
 namespace ops {
 
 Tensor rope(const Tensor& x_any, const RopeOptions& options) {
-  const std::string call = "rope(x, R)";
-  check_floating(call, "x", x_any);
-  const bool packed = x_any.rank() == 5;
-  if ((!packed && x_any.rank() != 4) || (packed && x_any.size(2) != 3)) {
-    throw ShapeError(call + ": x: expected [B, T, H, D] or [B, T, 3, H, D], got " +
-                     to_string(x_any.shape()));
-  }
-  check_options(call, x_any, options);
+  check_sequences(x_any, options);
   const Tensor x = x_any.contiguous();
-  const std::int64_t H = x.size(-2);
-  return run(x, nullptr, x.size(0) * x.size(1), x.size(1), packed ? 3 * H : H, packed ? 2 * H : H,
-             options);
+  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+  run_sequences(x, y, options);
+  return y;
+}
+
+void rope_(const Tensor& x, const RopeOptions& options) {
+  check_sequences(x, options);
+  if (!x.is_contiguous()) {
+    throw ShapeError("rope_(x, R): x: expected a contiguous tensor; use rope for views");
+  }
+  x.bump_version();
+  run_sequences(x, x, options);
 }
 
 Tensor rope(const Tensor& x_any, const Tensor& positions_any, const RopeOptions& options) {
@@ -200,7 +219,9 @@ Tensor rope(const Tensor& x_any, const Tensor& positions_any, const RopeOptions&
   const Tensor x = x_any.contiguous();
   const Tensor positions = positions_any.contiguous();
   const std::int64_t H = x.rank() == 3 ? x.size(1) : 1;
-  return run(x, positions.data<std::int32_t>(), x.size(0), 1, H, H, options);
+  Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
+  run(x, y, positions.data<std::int32_t>(), x.size(0), 1, H, H, options);
+  return y;
 }
 
 Tensor sequence_positions(std::int64_t B, std::int64_t T, std::int64_t offset, Device device) {

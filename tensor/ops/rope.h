@@ -10,7 +10,8 @@
 namespace proteus {
 
 /// x, y [rows, heads, D], contiguous: the first `rotated` heads of every row are rotated, the
-/// others copied. The position of row r is positions[r], or r % period + offset where that is null.
+/// others copied. y may be x. The position of row r is positions[r], or r % period + offset where
+/// that is null.
 struct RopeFwd {
   const void* x = nullptr;
   void* y = nullptr;
@@ -44,6 +45,8 @@ struct RopeOptions {
 /// entry 2 is copied; token t is at position t + offset. f64, f32, bf16, any strides. Throws
 /// ShapeError, DTypeError, ConfigError for an R that is odd, negative or above D.
 Tensor rope(const Tensor& x, const RopeOptions& options);
+/// The same in place, of a contiguous x.
+void rope_(const Tensor& x, const RopeOptions& options);
 /// x [rows, D] or [rows, H, D] with positions i32 [rows].
 Tensor rope(const Tensor& x, const Tensor& positions, const RopeOptions& options);
 
