@@ -1,5 +1,6 @@
 // LayerNorm and RMSNorm of tensor/ops/norm.h on a GPU: a row belongs to a warp, or to a block where
-// it is long, and is read again from the caches for every pass over it.
+// it is long, and is read again from the caches for every pass over it. Gradients of usual rows
+// hold them in registers, and sum those of gamma and beta on the way.
 #include <cmath>
 
 #include "cuda/column_sums.cuh"
@@ -153,6 +154,123 @@ struct StoreGains {
   }
 };
 
+// The longest row whose gradient is made in one pass: a lane holds 32 elements of it.
+constexpr std::int64_t kHeldRow = 1024;
+
+// dx, and the block's part of Σ dy·x̂ and Σ dy in the same pass: a warp holds a row, and its lanes
+// the sums of their columns over the rows [blockIdx.x·rows_each, …) of the block. The warps' sums
+// are added in order. partial [blocks, 2, C].
+template <class T, int V, int kPacks, bool kCentre>
+__global__ void __launch_bounds__(kBlock)
+    norm_bwd_held_kernel(const NormGradArgs<T> a, std::int64_t rows_each, accum_t<T>* partial) {
+  using A = accum_t<T>;
+  constexpr int kWarps = kBlock / kWarp;
+  __shared__ A sums[kWarps][kHeldRow];
+  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const auto column = [&](int i) { return (i * kWarp + lane) * V; };
+  Pack<T, V> gamma[kPacks];
+#pragma unroll
+  for (int i = 0; i < kPacks; ++i) {
+#pragma unroll
+    for (int j = 0; j < V; ++j) gamma[i][j] = T(1.0f);
+    if (a.gamma && column(i) < a.C) gamma[i] = load_pack<V>(a.gamma + column(i));
+  }
+  A gain[kPacks * V] = {};
+  A shift[kPacks * V] = {};
+  const std::int64_t end = min(a.rows, (blockIdx.x + 1) * rows_each);
+  for (std::int64_t row = blockIdx.x * rows_each + warp; row < end; row += kWarps) {
+    Pack<T, V> x[kPacks];
+    Pack<T, V> dy[kPacks];
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      if (column(i) >= a.C) continue;
+      x[i] = load_pack<V>(a.x + row * a.C + column(i));
+      dy[i] = load_pack<V>(a.dy + row * a.C + column(i));
+    }
+    const A mean = kCentre ? a.mean[row] : A(0);
+    const A rstd = a.rstd[row];
+    A sum = 0;
+    A dot = 0;
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      if (column(i) >= a.C) continue;
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const A d = A(dy[i][j]);
+        const A normed = (A(x[i][j]) - mean) * rstd;
+        gain[i * V + j] += d * normed;
+        shift[i * V + j] += d;
+        sum += d * A(gamma[i][j]);
+        dot += d * A(gamma[i][j]) * normed;
+      }
+    }
+    sum = kCentre ? warp_reduce(sum, Plus{}) / static_cast<A>(a.C) : A(0);
+    dot = warp_reduce(dot, Plus{}) / static_cast<A>(a.C);
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      if (column(i) >= a.C) continue;
+      Pack<T, V> dx;
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const A g = A(dy[i][j]) * A(gamma[i][j]);
+        dx[j] = T(rstd * (g - sum - (A(x[i][j]) - mean) * rstd * dot));
+      }
+      store_pack(a.dx + row * a.C + column(i), dx);
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < 2; ++k) {
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      if (column(i) >= a.C) continue;
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        sums[warp][column(i) + j] = k == 0 ? gain[i * V + j] : shift[i * V + j];
+      }
+    }
+    __syncthreads();
+    for (std::int64_t c = threadIdx.x; c < a.C; c += kBlock) {
+      A sum = 0;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) sum += sums[w][c];
+      partial[(blockIdx.x * 2 + k) * a.C + c] = sum;
+    }
+  }
+}
+
+template <class T, bool kCentre>
+void norm_bwd_held(const NormGradArgs<T>& a, const StoreGains<T>& store) {
+  using A = accum_t<T>;
+  constexpr int V = kPackOf<T>;
+  constexpr std::int64_t kMostBlocks = 1024;  // fixed, so that the sums do not depend on the GPU
+  constexpr std::int64_t kLeastRows = 16;
+  const std::int64_t rows_each = std::max(kLeastRows, ceil_div(a.rows, kMostBlocks));
+  const std::int64_t blocks = ceil_div(a.rows, rows_each);
+  const Storage memory = scratch(static_cast<std::size_t>(blocks * 2 * a.C) * sizeof(A));
+  A* partial = static_cast<A*>(memory.data());
+  const auto run = [&](auto packs) {
+    launch("norm_bwd", norm_bwd_held_kernel<T, V, decltype(packs)::value, kCentre>,
+           static_cast<unsigned>(blocks), kBlock, 0, a, rows_each, partial);
+  };
+  constexpr int kStep = 8 / V;  // packs in 8 elements of a lane
+  if (a.C <= 256) {
+    run(std::integral_constant<int, kStep>{});
+  } else if (a.C <= 512) {
+    run(std::integral_constant<int, 2 * kStep>{});
+  } else if (a.C <= 768) {
+    run(std::integral_constant<int, 3 * kStep>{});
+  } else {
+    run(std::integral_constant<int, 4 * kStep>{});
+  }
+  using Load = LoadPartial<A, 2>;
+  const std::int64_t tiles = ceil_div(a.C, kColumnTile);
+  launch("norm_bwd", column_sums_kernel<A, 2, kChunkLanes, Load, StoreGains<T>>,
+         static_cast<unsigned>(tiles), dim3(kColumnTile, kChunkLanes), 0, blocks, a.C, tiles,
+         blocks, Load{partial, blocks, a.C}, store);
+}
+
 // Calls fn(elements per access, threads per row, centre) as integral constants.
 template <class T, class F>
 void dispatch_norm(bool packed, std::int64_t C, bool centre, F&& fn) {
@@ -211,6 +329,12 @@ void norm_bwd_cuda(const NormBwd& n) {
                             n.rows,
                             n.C};
     const bool packed = can_pack<T, kPackOf<T>>(a.x, a.gamma, a.dy, a.dx);
+    const StoreGains<T> store{static_cast<T*>(n.dgamma), static_cast<T*>(n.dbeta)};
+    if constexpr (!std::is_same_v<T, double>) {
+      if (packed && n.C % kPackOf<T> == 0 && n.C <= kHeldRow && (n.dgamma || n.dbeta)) {
+        return n.centre ? norm_bwd_held<T, true>(a, store) : norm_bwd_held<T, false>(a, store);
+      }
+    }
     dispatch_norm<T>(packed, n.C, n.centre, [&](auto V, auto threads, auto centre) {
       using Groups = RowGroups<decltype(threads)::value>;
       launch(
@@ -220,8 +344,7 @@ void norm_bwd_cuda(const NormBwd& n) {
     });
     if (!n.dgamma && !n.dbeta) return;
     column_sums<A, 2>("norm_bwd", 1, n.rows, n.C,
-                      GainTerm<T>{a.x, a.dy, n.centre ? a.mean : nullptr, a.rstd, n.C},
-                      StoreGains<T>{static_cast<T*>(n.dgamma), static_cast<T*>(n.dbeta)});
+                      GainTerm<T>{a.x, a.dy, n.centre ? a.mean : nullptr, a.rstd, n.C}, store);
   });
 }
 
