@@ -2,15 +2,13 @@
 
 #include <algorithm>
 
+#include "autograd/beside.h"
 #include "autograd/tape.h"
-#include "autograd/view.h"
 #include "tensor/ops/gemm.h"
 #include "tensor/ops/wide_linear.h"
 
 namespace proteus {
 namespace {
-
-Tensor value_or_none(const Variable& v) { return v.defined() ? v.value() : Tensor(); }
 
 Tensor transposed(const Tensor& t, bool yes) { return yes ? t.transpose(-1, -2) : t; }
 
@@ -27,12 +25,10 @@ Tensor factor_gradient(const Tensor& like, bool trans, const Tensor& left, const
 
 }  // namespace
 
-Variable linear(const Variable& x, const Variable& any_weight, const Variable& any_bias) {
-  const Variable weight = beside(any_weight, x);
-  const Variable bias = beside(any_bias, x);
-  return record("linear", {x, weight, bias},
-                ops::linear(x.value(), weight.value(), value_or_none(bias)),
-                {x.value(), weight.value()}, [](const Backward& ctx) -> Gradients {
+Variable linear(const Variable& x, const Variable& weight, const Variable& bias) {
+  const Tensor w = value_beside(weight, x);
+  return record("linear", {x, weight, bias}, ops::linear(x.value(), w, value_beside(bias, x)),
+                {x.value(), w}, [dtype = weight.dtype()](const Backward& ctx) -> Gradients {
                   const Tensor& dy = ctx.dy();
                   Gradients g(3);
                   if (const Tensor* sum = ctx.sum(0)) {
@@ -40,8 +36,8 @@ Variable linear(const Variable& x, const Variable& any_weight, const Variable& a
                   } else if (ctx.needs(0)) {
                     g[0] = ops::linear_dx(dy, ctx.saved(1));
                   }
-                  if (ctx.needs(1)) g[1] = ops::linear_dweight(dy, ctx.saved(0));
-                  if (ctx.needs(2)) g[2] = ops::bias_backward(dy, {}, true).dbias;
+                  if (ctx.needs(1)) g[1] = ops::linear_dweight(dy, ctx.saved(0), dtype);
+                  if (ctx.needs(2)) g[2] = ops::bias_backward(dy, {}, true).dbias.to(dtype);
                   return g;
                 });
 }
@@ -55,43 +51,43 @@ Variable wide_linear(const Variable& x, const Variable& weight) {
                 });
 }
 
-Variable linear_gelu(const Variable& x, const Variable& any_weight, const Variable& any_bias) {
-  const Variable weight = beside(any_weight, x);
-  const Variable bias = beside(any_bias, x);
-  auto fwd = ops::linear_gelu(x.value(), weight.value(), value_or_none(bias),
-                              will_record({x, weight, bias}));
-  return record("linear_gelu", {x, weight, bias}, fwd.y, {x.value(), weight.value(), fwd.pre},
-                [](const Backward& ctx) -> Gradients {
+Variable linear_gelu(const Variable& x, const Variable& weight, const Variable& bias) {
+  const Tensor w = value_beside(weight, x);
+  auto fwd = ops::linear_gelu(x.value(), w, value_beside(bias, x), will_record({x, weight, bias}));
+  return record("linear_gelu", {x, weight, bias}, fwd.y, {x.value(), w, fwd.pre},
+                [dtype = weight.dtype()](const Backward& ctx) -> Gradients {
                   const auto d = ops::bias_backward(ctx.dy(), ctx.saved(2), ctx.needs(2));
                   Gradients g(3);
                   if (ctx.needs(0)) g[0] = ops::linear_dx(d.dpre, ctx.saved(1));
-                  if (ctx.needs(1)) g[1] = ops::linear_dweight(d.dpre, ctx.saved(0));
-                  g[2] = d.dbias;
+                  if (ctx.needs(1)) g[1] = ops::linear_dweight(d.dpre, ctx.saved(0), dtype);
+                  if (d.dbias.defined()) g[2] = d.dbias.to(dtype);
                   return g;
                 });
 }
 
-Variable mlp_gelu(const Variable& x, const Variable& any_weight1, const Variable& any_bias1,
-                  const Variable& any_weight2, const Variable& any_bias2) {
-  const Variable weight1 = beside(any_weight1, x);
-  const Variable bias1 = beside(any_bias1, x);
-  const Variable weight2 = beside(any_weight2, x);
-  const Variable bias2 = beside(any_bias2, x);
-  auto hidden = ops::linear_gelu(x.value(), weight1.value(), value_or_none(bias1),
+Variable mlp_gelu(const Variable& x, const Variable& weight1, const Variable& bias1,
+                  const Variable& weight2, const Variable& bias2) {
+  const Tensor w1 = value_beside(weight1, x);
+  const Tensor w2 = value_beside(weight2, x);
+  auto hidden = ops::linear_gelu(x.value(), w1, value_beside(bias1, x),
                                  will_record({x, weight1, bias1, weight2, bias2}));
-  Tensor y = ops::linear(hidden.y, weight2.value(), value_or_none(bias2));
+  Tensor y = ops::linear(hidden.y, w2, value_beside(bias2, x));
+  // The CPU keeps the pre-activation only and computes the activation again; on a GPU that would be
+  // one more pass over both, and it keeps both.
+  const bool keep = x.device().type != DeviceType::cpu;
   return record("mlp_gelu", {x, weight1, bias1, weight2, bias2}, y,
-                {x.value(), weight1.value(), weight2.value(), hidden.pre},
-                [](const Backward& ctx) -> Gradients {
+                {x.value(), w1, w2, hidden.pre, keep ? hidden.y : Tensor()},
+                [dtype = weight1.dtype(), keep](const Backward& ctx) -> Gradients {
                   const Tensor& dy = ctx.dy();
                   Gradients g(5);
-                  auto d = ops::linear_dx_gelu(dy, ctx.saved(2), ctx.saved(3));
-                  if (ctx.needs(3)) g[3] = ops::linear_dweight(dy, d.act);
+                  auto d = ops::linear_dx_gelu(dy, ctx.saved(2), ctx.saved(3), !keep);
+                  if (keep) d.act = ctx.saved(4);
+                  if (ctx.needs(3)) g[3] = ops::linear_dweight(dy, d.act, dtype);
                   d.act = {};
-                  if (ctx.needs(4)) g[4] = ops::bias_backward(dy, {}, true).dbias;
+                  if (ctx.needs(4)) g[4] = ops::bias_backward(dy, {}, true).dbias.to(dtype);
                   if (ctx.needs(0)) g[0] = ops::linear_dx(d.dpre, ctx.saved(1));
-                  if (ctx.needs(1)) g[1] = ops::linear_dweight(d.dpre, ctx.saved(0));
-                  if (ctx.needs(2)) g[2] = ops::bias_backward(d.dpre, {}, true).dbias;
+                  if (ctx.needs(1)) g[1] = ops::linear_dweight(d.dpre, ctx.saved(0), dtype);
+                  if (ctx.needs(2)) g[2] = ops::bias_backward(d.dpre, {}, true).dbias.to(dtype);
                   return g;
                 });
 }

@@ -1,4 +1,6 @@
-// Linear layers and matrix products with gradients; see tensor/ops/gemm.h for the formulas.
+// Linear layers and matrix products with gradients; see tensor/ops/gemm.h for the formulas. Weights
+// and biases kept in f32 beside an x of bf16 are rounded to bf16; the gradient of a weight is then
+// f32, as it was summed.
 #pragma once
 
 #include "autograd/variable.h"
@@ -16,8 +18,8 @@ Variable linear_gelu(const Variable& x, const Variable& weight, const Variable& 
 
 /// linear(gelu(linear(x, weight1, bias1)), weight2, bias2): the MLP of a transformer block.
 /// weight1 [hidden, in], weight2 [out, hidden]; biases may be undefined. Saves x, the weights and
-/// the pre-activation; the activation is computed again on the way back, together with its
-/// gradient.
+/// the pre-activation; on the CPU the activation is computed again on the way back, together with
+/// its gradient, on a GPU it is saved too.
 Variable mlp_gelu(const Variable& x, const Variable& weight1, const Variable& bias1,
                   const Variable& weight2, const Variable& bias2);
 

@@ -124,9 +124,29 @@ void multiply_then_finish(const GemmFwd& g) {
   finish<bfloat16>(g, static_cast<const float*>(wide.c), wide.ldc, wide.c_stride, {});
 }
 
+struct GeluOf {
+  template <class A>
+  __device__ void operator()(const A (&in)[1], A (&out)[1]) const {
+    out[0] = gelu_value(in[0]);
+  }
+};
+
+bool lt_does_gelu_grad(const GemmFwd& g) {
+  return g.epilogue == GemmEpilogue::gelu_grad && g.K > 0 && lt_finishes(g);
+}
+
+// The library multiplies by the slope; the activation is one more pass over `pre`.
+void gelu_grad_by_lt(const GemmFwd& g) {
+  lt_multiply(g);
+  if (!g.act) return;
+  map<bfloat16, 1, 1>("gemm_fwd", {{static_cast<const bfloat16*>(g.pre)}},
+                      {{static_cast<bfloat16*>(g.act)}}, g.M * g.N, GeluOf{});
+}
+
 void gemm_fwd_cuda(const GemmFwd& g) {
   if (g.M == 0 || g.N == 0 || g.batch == 0) return;
   const bool plain = !g.bias && g.epilogue == GemmEpilogue::none;
+  if (g.dtype == DType::bf16 && lt_does_gelu_grad(g)) return gelu_grad_by_lt(g);
   if (g.dtype == DType::bf16 && !plain && g.beta == 0 && !(g.K > 0 && lt_finishes(g))) {
     return multiply_then_finish(g);
   }

@@ -125,13 +125,16 @@ struct Plan {
         result(g, c_dtype(g), g.N, g.M, g.ldc, g.c_stride) {}
 };
 
-// GELU in the library is the tanh form with the GPU's approximate tanh: good for bf16 results only.
-// What it keeps of the pre-activation wants rows of whole 16-byte words; and for factors whose rows
-// are none it takes kernels that round the sums before the bias and GELU.
+// GELU in the library is the tanh form with the GPU's approximate tanh, and so is its slope: good
+// for bf16 results only. What it keeps or reads of the pre-activation wants rows of whole 16-byte
+// words; and for factors whose rows are none it takes kernels that round the sums before the bias
+// and GELU.
 bool gelu_fits(const GemmFwd& g) {
   constexpr std::int64_t kWord = 8;  // bf16 in 16 bytes
-  if (g.epilogue != GemmEpilogue::gelu || g.dtype != DType::bf16 || g.batch > 1) return false;
+  if (g.epilogue == GemmEpilogue::none || g.dtype != DType::bf16 || g.batch > 1) return false;
   if (g.lda % kWord != 0 || g.ldb % kWord != 0) return false;
+  const bool grad = g.epilogue == GemmEpilogue::gelu_grad;
+  if (grad && (g.bias || g.beta != 0 || g.ldc != g.N)) return false;
   return !g.pre || (g.ldc % kWord == 0 && can_pack<bfloat16, kWord>(g.pre));
 }
 
@@ -143,6 +146,7 @@ bool bias_fits(const GemmFwd& g) {
 }
 
 cublasLtEpilogue_t epilogue_of(const GemmFwd& g, const LtDone& done) {
+  if (done.gelu && g.epilogue == GemmEpilogue::gelu_grad) return CUBLASLT_EPILOGUE_DGELU;
   if (done.gelu && g.pre) {
     return done.bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
   }
@@ -249,8 +253,7 @@ bool lt_finishes(const GemmFwd& g) {
   Library& lt = library();
   const std::lock_guard lock(lt.mutex);
   const LtDone done = plan_for(lt, g).done;
-  return done.product && (done.bias || !g.bias) &&
-         (g.epilogue == GemmEpilogue::none || (g.epilogue == GemmEpilogue::gelu && done.gelu));
+  return done.product && (done.bias || !g.bias) && (g.epilogue == GemmEpilogue::none || done.gelu);
 }
 
 LtDone lt_multiply(const GemmFwd& g) {

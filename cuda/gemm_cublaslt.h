@@ -9,10 +9,10 @@ namespace proteus::cuda {
 struct LtDone {
   bool product = false;  ///< false: the library has no algorithm for it, and c is as it was
   bool bias = false;
-  bool gelu = false;  ///< with `pre` written where it was wanted
+  bool gelu = false;  ///< with `pre` written where it was wanted; or gelu_grad, without `act`
 };
 
-/// Whether the library does the whole of it, epilogue included.
+/// Whether the library does the whole of it, epilogue included (but for `act`).
 bool lt_finishes(const GemmFwd& g);
 
 /// Queues the product on the current stream. f32 is multiplied as f32 (no TF32), bf16 with sums in

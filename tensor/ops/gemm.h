@@ -77,16 +77,21 @@ LinearGelu linear_gelu(const Tensor& x, const Tensor& weight, const Tensor& bias
 Tensor linear_dx(const Tensor& dy, const Tensor& weight);
 /// The same, added to dx [..., in] in place, which is contiguous.
 void linear_dx_add(const Tensor& dx, const Tensor& dy, const Tensor& weight);
-/// dyᵀ·x summed over all leading dimensions → dweight [out, in].
-Tensor linear_dweight(const Tensor& dy, const Tensor& x);
+/// dyᵀ·x summed over all leading dimensions → dweight [out, in], of the dtype of x or, beside bf16,
+/// f32 as it was summed.
+Tensor linear_dweight(const Tensor& dy, const Tensor& x, DType dtype);
+inline Tensor linear_dweight(const Tensor& dy, const Tensor& x) {
+  return linear_dweight(dy, x, x.dtype());
+}
 
 struct GeluGrad {
   Tensor dpre;  ///< (dy·weight)·gelu'(pre)
-  Tensor act;   ///< gelu(pre)
+  Tensor act;   ///< gelu(pre), when asked for
 };
 /// The backward pass through weight and the GELU before it: dy [..., out], weight [out, hidden],
 /// pre [..., hidden].
-GeluGrad linear_dx_gelu(const Tensor& dy, const Tensor& weight, const Tensor& pre);
+GeluGrad linear_dx_gelu(const Tensor& dy, const Tensor& weight, const Tensor& pre,
+                        bool with_act = true);
 
 struct BiasGrad {
   Tensor dpre;   ///< dy·gelu'(pre); dy itself without pre

@@ -326,7 +326,7 @@ void linear_dx_add(const Tensor& dx, const Tensor& dy, const Tensor& weight) {
   dx.bump_version();
 }
 
-Tensor linear_dweight(const Tensor& dy, const Tensor& x) {
+Tensor linear_dweight(const Tensor& dy, const Tensor& x, DType dtype) {
   const std::string call = "linear_dweight(dy, x)";
   check_floating(call, "dy", dy);
   check_like(call, "x", x, dy);
@@ -334,12 +334,16 @@ Tensor linear_dweight(const Tensor& dy, const Tensor& x) {
     throw ShapeError(call + ": x: expected the rows of dy, got " + to_string(x.shape()) +
                      "; dy is " + to_string(dy.shape()));
   }
-  Tensor dw = Tensor::empty({dy.size(-1), x.size(-1)}, x.dtype(), x.device());
+  if (dtype != x.dtype() && dtype != accum_dtype(x.dtype())) {
+    throw_dtype(call + ": dtype", dtype, "that of x, or f32 beside bf16");
+  }
+  Tensor dw = Tensor::empty({dy.size(-1), x.size(-1)}, dtype, x.device());
   product(dw, {rows_of(dy), true}, {rows_of(x), false}, 1, 0);
   return dw;
 }
 
-GeluGrad linear_dx_gelu(const Tensor& dy, const Tensor& weight, const Tensor& pre_any) {
+GeluGrad linear_dx_gelu(const Tensor& dy, const Tensor& weight, const Tensor& pre_any,
+                        bool with_act) {
   const std::string call = "linear_dx_gelu(dy, weight, pre)";
   check_backward(call, dy, weight);
   check_like(call, "pre", pre_any, dy);
@@ -348,8 +352,8 @@ GeluGrad linear_dx_gelu(const Tensor& dy, const Tensor& weight, const Tensor& pr
                      ", got " + to_string(pre_any.shape()));
   }
   const Tensor pre = pre_any.contiguous();
-  GeluGrad out{Tensor::empty(pre.shape(), dy.dtype(), dy.device()),
-               Tensor::empty(pre.shape(), dy.dtype(), dy.device())};
+  GeluGrad out{Tensor::empty(pre.shape(), dy.dtype(), dy.device()), {}};
+  if (with_act) out.act = Tensor::empty(pre.shape(), dy.dtype(), dy.device());
   run_linear(dy, weight, false, {}, out.dpre, pre, out.act, GemmEpilogue::gelu_grad);
   return out;
 }
