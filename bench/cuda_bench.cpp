@@ -171,12 +171,15 @@ void add_vocabulary(std::vector<Entry>& list, DType dtype) {
   const Tensor v = Tensor::full(x.shape(), 1, state, kGpu);
   const StepTensor step{x.raw(), x.raw(), m.raw(), v.raw(), x.numel(), 0.1, dtype};
   // What the step reads must live as long as the entry: it is captured with it.
-  list.push_back({"adamw", dtype, 3 * bytes_of({x}) + 2 * bytes_of({m, v}), 0, [step, x, m, v] {
-                    adamw_step(kGpu, {&step, 1, 1e-4, 0.9, 0.99, 1e-8, 0.1, 0.01, 1e-3});
-                  }});
-  list.push_back({"squared norm", dtype, bytes_of({x}), 0, [step, x] {
-                    double sum = 0;
-                    squared_norm(kGpu, {&step, 1, &sum});
+  const Tensor numbers = Tensor::from({1e-4, 0.1, 0.01, 1e-3, 0}, {kStepNumbers}, DType::f64, kGpu);
+  list.push_back(
+      {"adamw", dtype, 3 * bytes_of({x}) + 2 * bytes_of({m, v}), 0, [step, x, m, v, numbers] {
+         const auto* now = reinterpret_cast<const StepNumbers*>(numbers.raw());
+         adamw_step(kGpu, {&step, 1, now, 0.9, 0.99, 1e-8});
+       }});
+  const Tensor sum = Tensor::empty({}, DType::f64, kGpu);
+  list.push_back({"squared norm", dtype, bytes_of({x}), 0, [step, x, sum] {
+                    squared_norm(kGpu, {&step, 1, sum.data<double>()});
                   }});
 }
 

@@ -2,6 +2,7 @@
 // stable radix sort), so that a table row walks its own places in ascending order: the sums of the
 // CPU.
 #include <bit>
+#include <cmath>
 #include <cub/device/device_radix_sort.cuh>
 
 #include "cuda/kernel.cuh"
@@ -23,48 +24,27 @@ void dispatch_ids(DType dtype, const void* ids, F&& fn) {
   }
 }
 
-// Unsigned, −1 is the largest number: the minimum over the invalid places leaves it if there are
-// none. A minimum of integers does not depend on the order of the threads.
-using Unsigned = unsigned long long;
-static_assert(sizeof(Unsigned) == sizeof(std::int64_t));
-
 template <class T, class Id, int V>
-__global__ void embedding_fwd_kernel(const T* weight, const Id* ids, T* y, std::int64_t* invalid_at,
-                                     std::int64_t n, std::int64_t rows, std::int64_t per_row) {
+__global__ void embedding_fwd_kernel(const T* weight, const Id* ids, T* y, std::int64_t n,
+                                     std::int64_t rows, std::int64_t per_row) {
   for (std::int64_t u = first_unit(); u < n * per_row; u += unit_step()) {
     const std::int64_t i = quotient(u, per_row);
     const std::int64_t id = ids[i];
-    if (id < 0 || id >= rows) {
-      if (u == i * per_row) {
-        atomicMin(reinterpret_cast<Unsigned*>(invalid_at), static_cast<Unsigned>(i));
-      }
-      continue;
+    Pack<T, V> row;
+    if (id >= 0 && id < rows) {
+      row = load_pack<V>(weight + (id * per_row + u - i * per_row) * V);
+    } else {
+#pragma unroll
+      for (int j = 0; j < V; ++j) row[j] = T(NAN);
     }
-    store_pack(y + u * V, load_pack<V>(weight + (id * per_row + u - i * per_row) * V));
-  }
-}
-
-// The ids alone, for rows without elements.
-template <class Id>
-__global__ void check_ids_kernel(const Id* ids, std::int64_t* invalid_at, std::int64_t n,
-                                 std::int64_t rows) {
-  for (std::int64_t i = first_unit(); i < n; i += unit_step()) {
-    if (ids[i] >= 0 && ids[i] < rows) continue;
-    atomicMin(reinterpret_cast<Unsigned*>(invalid_at), static_cast<Unsigned>(i));
+    store_pack(y + u * V, row);
   }
 }
 
 void embedding_fwd_cuda(const EmbeddingFwd& e) {
-  check(cudaMemsetAsync(e.invalid_at, 0xFF, sizeof(std::int64_t), current_stream()),
-        "cudaMemsetAsync");
-  if (e.n == 0) return;
+  if (e.n * e.C == 0) return;
   dispatch_ids(e.id_dtype, e.ids, [&](const auto* ids) {
     using Id = std::remove_cv_t<std::remove_pointer_t<decltype(ids)>>;
-    if (e.C == 0) {
-      launch("embedding_fwd", check_ids_kernel<Id>, blocks_for(e.n), kBlock, 0, ids, e.invalid_at,
-             e.n, e.V);
-      return;
-    }
     dispatch_float(e.dtype, "embedding_fwd", [&](auto tag) {
       using T = typename decltype(tag)::type;
       constexpr int V = kPackOf<T>;
@@ -72,19 +52,21 @@ void embedding_fwd_cuda(const EmbeddingFwd& e) {
       T* y = static_cast<T*>(e.y);
       if (e.C % V == 0 && can_pack<T, V>(weight, y)) {
         launch("embedding_fwd", embedding_fwd_kernel<T, Id, V>, blocks_for(e.n * (e.C / V)), kBlock,
-               0, weight, ids, y, e.invalid_at, e.n, e.V, e.C / V);
+               0, weight, ids, y, e.n, e.V, e.C / V);
       } else {
         launch("embedding_fwd", embedding_fwd_kernel<T, Id, 1>, blocks_for(e.n * e.C), kBlock, 0,
-               weight, ids, y, e.invalid_at, e.n, e.V, e.C);
+               weight, ids, y, e.n, e.V, e.C);
       }
     });
   });
 }
 
 template <class Id>
-__global__ void number_places_kernel(const Id* ids, Key* keys, Place* places, std::int64_t n) {
+__global__ void number_places_kernel(const Id* ids, Key* keys, Place* places, std::int64_t n,
+                                     std::int64_t V) {
   for (std::int64_t i = first_unit(); i < n; i += unit_step()) {
-    keys[i] = static_cast<Key>(ids[i]);
+    const std::int64_t id = ids[i];
+    keys[i] = static_cast<Key>(id >= 0 && id < V ? id : V);  // behind all rows
     places[i] = static_cast<Place>(i);
   }
 }
@@ -149,9 +131,9 @@ void sort_places(const EmbeddingBwd& e, const SortedPlaces& s) {
   dispatch_ids(e.id_dtype, e.ids, [&](const auto* ids) {
     using Id = std::remove_cv_t<std::remove_pointer_t<decltype(ids)>>;
     launch("embedding_bwd", number_places_kernel<Id>, blocks_for(e.n), kBlock, 0, ids, keys, places,
-           e.n);
+           e.n, e.V);
   });
-  const int bits = std::max(1, static_cast<int>(std::bit_width(static_cast<Key>(e.V - 1))));
+  const int bits = std::max(1, static_cast<int>(std::bit_width(static_cast<Key>(e.V))));
   std::size_t bytes = 0;
   check(cub::DeviceRadixSort::SortPairs(nullptr, bytes, keys, sorted_keys, places, sorted_places,
                                         e.n, 0, bits, current_stream()),
@@ -166,7 +148,7 @@ void sort_places(const EmbeddingBwd& e, const SortedPlaces& s) {
 
 void embedding_bwd_cuda(const EmbeddingBwd& e) {
   if (e.V * e.C == 0) return;
-  if (e.n > UINT32_MAX || e.V > UINT32_MAX) {
+  if (e.n > UINT32_MAX || e.V >= UINT32_MAX) {
     throw DeviceError("embedding_bwd: cuda: more than 2^32 ids or table rows");
   }
   const SortedPlaces s(e.n, e.V);

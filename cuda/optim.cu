@@ -5,7 +5,6 @@
 
 #include "cuda/kernel.cuh"
 #include "cuda/kernels.h"
-#include "cuda/staging.h"
 #include "tensor/ops/optim.h"
 
 namespace proteus::cuda {
@@ -43,29 +42,48 @@ __device__ bool all_aligned(const StepTensor& t) {
 }
 
 struct AdamW {
-  double beta1, beta2, scale, rate, root, eps, lr;
+  const StepNumbers* numbers;
+  double beta1, beta2, eps;
+};
+
+// The numbers of a step as the elements need them.
+template <class A>
+struct AdamWNow {
+  A b1, n1, b2, n2, scale, rate, root, eps;
+
+  __device__ AdamWNow(const AdamW& a, const StepNumbers& now)
+      : b1(static_cast<A>(a.beta1)),
+        n1(static_cast<A>(1 - a.beta1)),
+        b2(static_cast<A>(a.beta2)),
+        n2(static_cast<A>(1 - a.beta2)),
+        scale(static_cast<A>(now.grad_scale)),
+        rate(static_cast<A>(now.lr / now.correction1)),
+        root(static_cast<A>(1 / std::sqrt(now.correction2))),
+        eps(static_cast<A>(a.eps)) {}
 
   // One element; the formula of the CPU kernel.
-  template <class T, class A>
+  template <class T>
   __device__ void step(T& x, T grad, A& m, A& v, A keep) const {
-    const A g = A(grad) * static_cast<A>(scale);
-    m = static_cast<A>(beta1) * m + static_cast<A>(1 - beta1) * g;
-    v = static_cast<A>(beta2) * v + static_cast<A>(1 - beta2) * g * g;
-    x = T(keep * A(x) -
-          static_cast<A>(rate) * m / (std::sqrt(v) * static_cast<A>(root) + static_cast<A>(eps)));
+    const A g = A(grad) * scale;
+    m = b1 * m + n1 * g;
+    v = b2 * v + n2 * g * g;
+    x = T(keep * A(x) - rate * m / (std::sqrt(v) * root + eps));
   }
 };
 
 template <class T>
-__global__ void adamw_kernel(const __grid_constant__ Group g, AdamW a) {
+__global__ void adamw_kernel(const __grid_constant__ Group g, AdamW args) {
   using A = accum_t<T>;
+  const StepNumbers now = *args.numbers;
+  if (now.stopped != 0) return;
+  const AdamWNow<A> a(args, now);
   const Chunk chunk = chunk_of_block(g);
   const StepTensor& t = g.tensors[chunk.tensor];
   T* x = static_cast<T*>(t.value);
   const T* grad = static_cast<const T*>(t.grad);
   A* m = static_cast<A*>(t.m);
   A* v = static_cast<A*>(t.v);
-  const A keep = static_cast<A>(1 - a.lr * t.decay);
+  const A keep = static_cast<A>(1 - now.lr * t.decay);
   const std::int64_t packed =
       all_aligned(t) ? chunk.begin + (chunk.end - chunk.begin) / V * V : chunk.begin;
   for (std::int64_t i = chunk.begin + threadIdx.x * V; i < packed; i += blockDim.x * V) {
@@ -85,19 +103,21 @@ __global__ void adamw_kernel(const __grid_constant__ Group g, AdamW a) {
 }
 
 template <class T>
-__global__ void sgd_kernel(const __grid_constant__ Group g, double lr, double momentum,
-                           double scale) {
+__global__ void sgd_kernel(const __grid_constant__ Group g, const StepNumbers* numbers,
+                           double momentum) {
   using A = accum_t<T>;
+  const StepNumbers now = *numbers;
+  if (now.stopped != 0) return;
   const Chunk chunk = chunk_of_block(g);
   const StepTensor& t = g.tensors[chunk.tensor];
   T* x = static_cast<T*>(t.value);
   const T* grad = static_cast<const T*>(t.grad);
   A* m = static_cast<A*>(t.m);
   for (std::int64_t i = chunk.begin + threadIdx.x; i < chunk.end; i += blockDim.x) {
-    const A step = static_cast<A>(momentum) * m[i] + A(grad[i]) * static_cast<A>(scale) +
+    const A step = static_cast<A>(momentum) * m[i] + A(grad[i]) * static_cast<A>(now.grad_scale) +
                    static_cast<A>(t.decay) * A(x[i]);
     m[i] = step;
-    x[i] = T(A(x[i]) - static_cast<A>(lr) * step);
+    x[i] = T(A(x[i]) - static_cast<A>(now.lr) * step);
   }
 }
 
@@ -154,8 +174,7 @@ void for_groups(const char* name, const StepTensor* tensors, std::int64_t count,
 unsigned chunks_of(const Group& g) { return static_cast<unsigned>(g.first[g.count]); }
 
 void adamw_cuda(const AdamWStep& s) {
-  const AdamW a{s.beta1, s.beta2, s.grad_scale, s.lr / s.correction1, 1 / std::sqrt(s.correction2),
-                s.eps,   s.lr};
+  const AdamW a{s.numbers, s.beta1, s.beta2, s.eps};
   for_groups("adamw_step", s.tensors, s.count, [&](auto tag, const Group& g) {
     using T = typename decltype(tag)::type;
     launch("adamw_step", adamw_kernel<T>, chunks_of(g), kBlock, 0, g, a);
@@ -165,17 +184,19 @@ void adamw_cuda(const AdamWStep& s) {
 void sgd_cuda(const SgdStep& s) {
   for_groups("sgd_step", s.tensors, s.count, [&](auto tag, const Group& g) {
     using T = typename decltype(tag)::type;
-    launch("sgd_step", sgd_kernel<T>, chunks_of(g), kBlock, 0, g, s.lr, s.momentum, s.grad_scale);
+    launch("sgd_step", sgd_kernel<T>, chunks_of(g), kBlock, 0, g, s.numbers, s.momentum);
   });
 }
 
-// The only kernel call that waits: its result belongs to the host.
+__global__ void step_scale_kernel(StepScale s) { scale_step(s); }
+
+void step_scale_cuda(const StepScale& s) { launch("step_scale", step_scale_kernel, 1, 1, 0, s); }
+
 void squared_norm_cuda(const SquaredNorm& s) {
   std::int64_t chunks = 0;
   for (std::int64_t i = 0; i < s.count; ++i) chunks += ceil_div(s.tensors[i].n, kChunk);
-  const Storage memory = scratch(static_cast<std::size_t>(chunks + 1) * sizeof(double));
-  double* sum = static_cast<double*>(memory.data());
-  double* partial = sum + 1;
+  const Storage memory = scratch(static_cast<std::size_t>(chunks) * sizeof(double));
+  double* partial = static_cast<double*>(memory.data());
   std::int64_t done = 0;
   for_groups("squared_norm", s.tensors, s.count, [&](auto tag, const Group& g) {
     using T = typename decltype(tag)::type;
@@ -183,8 +204,7 @@ void squared_norm_cuda(const SquaredNorm& s) {
     done += chunks_of(g);
   });
   launch("squared_norm", sum_partials_kernel, 1, kBlock, 0, static_cast<const double*>(partial),
-         done, sum);
-  copy_to_host(s.out, sum, sizeof(double));
+         done, s.out);
 }
 
 }  // namespace
@@ -193,6 +213,7 @@ void install_optim_kernels() {
   adamw_step.install(DeviceType::cuda, adamw_cuda);
   sgd_step.install(DeviceType::cuda, sgd_cuda);
   squared_norm.install(DeviceType::cuda, squared_norm_cuda);
+  step_scale.install(DeviceType::cuda, step_scale_cuda);
 }
 
 }  // namespace proteus::cuda

@@ -59,7 +59,7 @@ Variable Transformer::hidden(const Tensor& tokens) {
     throw ShapeError("transformer.hidden(tokens): tokens: expected [B, T], got " +
                      to_string(tokens.shape()));
   }
-  Variable x = embedding_->forward(tokens.to(head_weight().device()));
+  Variable x = embedding_->forward(tokens);
   if (config_.compute != x.dtype()) x = cast(x, config_.compute);
   if (training()) x = dropout(x, config_.dropout, generator_);
   for (Block* block : blocks_) {
@@ -80,6 +80,10 @@ Variable Transformer::loss(const Tensor& tokens, const Tensor& targets, std::int
                      to_string(targets.shape()));
   }
   return cross_entropy(hidden(tokens), embedding_->weight(), targets, ignore);
+}
+
+Variable Transformer::loss(const Tensor& tokens, const ops::Targets& targets) {
+  return cross_entropy(hidden(tokens), embedding_->weight(), targets);
 }
 
 Tensor Transformer::logits(const Tensor& tokens) {

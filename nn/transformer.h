@@ -8,6 +8,7 @@
 
 #include "nn/block.h"
 #include "nn/embedding.h"
+#include "tensor/ops/loss.h"
 
 namespace proteus {
 
@@ -64,6 +65,8 @@ class Transformer : public Module {
   Variable hidden(const Tensor& tokens);
   /// Mean cross-entropy in nats over targets that are not `ignore`; targets [B, T].
   Variable loss(const Tensor& tokens, const Tensor& targets, std::int64_t ignore = -100);
+  /// The same with targets that are ready, and tokens where the model is: nothing waits.
+  Variable loss(const Tensor& tokens, const ops::Targets& targets);
   /// Logits [B, T, V] of every position, without gradient.
   Tensor logits(const Tensor& tokens);
   /// Logits [B, V] of the last position, without gradient.

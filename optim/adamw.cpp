@@ -18,15 +18,18 @@ AdamW::AdamW(std::vector<ParameterRef> parameters, const AdamWConfig& config)
   add_state("v", Moment::second);
 }
 
-void AdamW::step(double lr, double grad_scale) {
-  ++steps_;
+void AdamW::set_corrections(StepNumbers& numbers) const {
+  const double t = static_cast<double>(steps_);
+  numbers.correction1 = 1 - std::pow(config_.beta1, t);
+  numbers.correction2 = 1 - std::pow(config_.beta2, t);
+}
+
+void AdamW::update() {
   const auto tensors = step_tensors(config_.weight_decay);
   if (tensors.empty()) return;
-  const double t = static_cast<double>(steps_);
-  adamw_step(
-      parameters()[0].variable.device(),
-      {tensors.data(), static_cast<std::int64_t>(tensors.size()), lr, config_.beta1, config_.beta2,
-       config_.eps, 1 - std::pow(config_.beta1, t), 1 - std::pow(config_.beta2, t), grad_scale});
+  adamw_step(parameters()[0].variable.device(),
+             {tensors.data(), static_cast<std::int64_t>(tensors.size()), step_numbers(),
+              config_.beta1, config_.beta2, config_.eps});
 }
 
 }  // namespace proteus

@@ -16,9 +16,11 @@ class AdamW : public Optimizer {
  public:
   /// Betas in [0, 1), eps > 0, weight_decay >= 0; otherwise throws ConfigError.
   AdamW(std::vector<ParameterRef> parameters, const AdamWConfig& config);
-  void step(double lr, double grad_scale = 1) override;
+  void update() override;
 
  private:
+  void set_corrections(StepNumbers& numbers) const override;
+
   AdamWConfig config_;
 };
 

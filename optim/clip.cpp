@@ -4,7 +4,7 @@
 
 namespace proteus {
 
-double gradient_norm(const std::vector<ParameterRef>& parameters) {
+void squared_gradients(const std::vector<ParameterRef>& parameters, const Tensor& out) {
   std::vector<StepTensor> tensors;
   std::vector<Tensor> alive;
   for (const ParameterRef& p : parameters) {
@@ -16,16 +16,17 @@ double gradient_norm(const std::vector<ParameterRef>& parameters) {
     t.dtype = alive.back().dtype();
     tensors.push_back(t);
   }
-  if (tensors.empty()) return 0;
-  double sum = 0;
-  squared_norm(alive[0].device(),
-               {tensors.data(), static_cast<std::int64_t>(tensors.size()), &sum});
-  return std::sqrt(sum);
+  out.bump_version();
+  if (tensors.empty()) return out.zero_();
+  squared_norm(out.device(),
+               {tensors.data(), static_cast<std::int64_t>(tensors.size()), out.data<double>()});
 }
 
-double clip_scale(double norm, double max_norm) {
-  constexpr double kTiny = 1e-6;
-  return max_norm > 0 && norm > max_norm ? max_norm / (norm + kTiny) : 1.0;
+double gradient_norm(const std::vector<ParameterRef>& parameters) {
+  if (parameters.empty()) return 0;
+  const Tensor sum = Tensor::empty({1}, DType::f64, parameters[0].variable.device());
+  squared_gradients(parameters, sum);
+  return std::sqrt(sum.item());
 }
 
 }  // namespace proteus

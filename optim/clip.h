@@ -1,15 +1,15 @@
-// Gradient clipping by the global norm (Pascanu et al., arXiv:1211.5063).
+// The global norm of the gradients, by which they are clipped (Pascanu et al., arXiv:1211.5063;
+// clip_scale in tensor/ops/optim.h).
 #pragma once
 
 #include "optim/optimizer.h"
 
 namespace proteus {
 
-/// The L2 norm of all gradients together, summed in f64 in a fixed order. NaN and Inf come through.
+/// Σ g² over all gradients, in f64 and in a fixed order, into out: f64 [1] where the parameters
+/// are. NaN and Inf come through.
+void squared_gradients(const std::vector<ParameterRef>& parameters, const Tensor& out);
+/// The L2 norm of all gradients together. Waits for it.
 double gradient_norm(const std::vector<ParameterRef>& parameters);
-
-/// What gradients must be multiplied by so that a norm of `norm` becomes at most `max_norm`; 1 when
-/// max_norm is 0 (no clipping).
-double clip_scale(double norm, double max_norm);
 
 }  // namespace proteus

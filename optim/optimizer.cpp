@@ -44,6 +44,29 @@ Tensor squared_rows(const Tensor& v, const RowMap& map) {
 
 Optimizer::Optimizer(std::vector<ParameterRef> parameters) : parameters_(std::move(parameters)) {
   check_parameters(parameters_);
+  const Device device = parameters_.empty() ? kCpu : parameters_[0].variable.device();
+  const StepNumbers start;
+  numbers_ = Tensor::from({start.lr, start.correction1, start.correction2, start.grad_scale, 0},
+                          {kStepNumbers}, DType::f64, device);
+}
+
+void Optimizer::begin_step(double lr) {
+  ++steps_;
+  StepNumbers now;
+  now.lr = lr;
+  set_corrections(now);
+  numbers_.slice(0, 0, kHostNumbers)
+      .copy_(Tensor::from({now.lr, now.correction1, now.correction2}, {kHostNumbers}, DType::f64));
+}
+
+void Optimizer::step(double lr, double grad_scale) {
+  begin_step(lr);
+  numbers_.select(0, kHostNumbers).fill_(grad_scale);
+  update();
+}
+
+const StepNumbers* Optimizer::step_numbers() const {
+  return reinterpret_cast<const StepNumbers*>(numbers_.raw());
 }
 
 void Optimizer::check_unit(const char* optimizer, const char* name, double value) {

@@ -27,8 +27,17 @@ class Optimizer {
   Optimizer(const Optimizer&) = delete;
   Optimizer& operator=(const Optimizer&) = delete;
 
-  /// Updates every parameter that has a gradient, with all gradients multiplied by `grad_scale`.
-  virtual void step(double lr, double grad_scale = 1) = 0;
+  /// Updates every parameter that has a gradient, with all gradients multiplied by `grad_scale`:
+  /// begin_step() and update() in one.
+  void step(double lr, double grad_scale = 1);
+  /// Counts a step and sets the numbers that it begins with, lr and the bias corrections.
+  void begin_step(double lr);
+  /// Queues the update by numbers(); nothing in it depends on what the host knows of the step.
+  virtual void update() = 0;
+  /// Clears StepNumbers::stopped.
+  void allow_updates() const { numbers_.select(0, kStepNumbers - 1).fill_(0); }
+  /// StepNumbers, f64 [kStepNumbers] where the parameters are.
+  const Tensor& numbers() const { return numbers_; }
   void zero_grad() const;
 
   /// Everything a checkpoint must keep, by name ("m.<parameter>"); handles share the data.
@@ -51,6 +60,9 @@ class Optimizer {
   /// Throws ConfigError unless 0 <= value < 1 (or, for a weight decay, value >= 0).
   static void check_unit(const char* optimizer, const char* name, double value);
   static void check_decay(const char* optimizer, double value);
+  /// Sets what the host knows of the step that is the steps()-th: all but lr is as it should be.
+  virtual void set_corrections(StepNumbers& numbers) const { static_cast<void>(numbers); }
+  const StepNumbers* step_numbers() const;
   /// The kernels' view of all parameters that have a gradient. Gradients are made contiguous.
   std::vector<StepTensor> step_tensors(double weight_decay);
 
@@ -64,6 +76,7 @@ class Optimizer {
     std::vector<Tensor> tensors;  // one per parameter
   };
   std::vector<State> state_;
+  Tensor numbers_;
 };
 
 }  // namespace proteus

@@ -9,12 +9,11 @@ Sgd::Sgd(std::vector<ParameterRef> parameters, double momentum, double weight_de
   add_state("m", Moment::first);
 }
 
-void Sgd::step(double lr, double grad_scale) {
-  ++steps_;
+void Sgd::update() {
   const auto tensors = step_tensors(weight_decay_);
   if (tensors.empty()) return;
   sgd_step(parameters()[0].variable.device(),
-           {tensors.data(), static_cast<std::int64_t>(tensors.size()), lr, momentum_, grad_scale});
+           {tensors.data(), static_cast<std::int64_t>(tensors.size()), step_numbers(), momentum_});
 }
 
 }  // namespace proteus

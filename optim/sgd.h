@@ -9,7 +9,7 @@ class Sgd : public Optimizer {
  public:
   /// Momentum in [0, 1), weight_decay >= 0; otherwise throws ConfigError.
   Sgd(std::vector<ParameterRef> parameters, double momentum, double weight_decay);
-  void step(double lr, double grad_scale = 1) override;
+  void update() override;
 
  private:
   double momentum_;

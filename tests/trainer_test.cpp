@@ -300,6 +300,42 @@ TEST(Trainer, LossThatIsNotANumberChangesNothing) {
   EXPECT_EQ(trainer.steps_done(), 1);
 }
 
+TEST(Trainer, QueuedStepsAreCollectedInOrder) {
+  const auto run = [](bool halves) {
+    const auto m = make_model(small_options(), arm_named("dense", "arm"), kVocab, 1);
+    Trainer trainer(*m, config_for(6), [](std::int64_t i) { return batch_of(i); });
+    std::vector<double> all;
+    const auto keep = [&](const StepResult& step) {
+      EXPECT_EQ(step.step, static_cast<std::int64_t>(all.size()) / 2 + 1);
+      all.push_back(step.loss);
+      all.push_back(step.grad_norm);
+    };
+    for (int i = 0; i < 2; ++i) {
+      for (int k = 0; k < 3; ++k) halves ? trainer.queue_step() : keep(trainer.step());
+      while (trainer.pending() > 0) keep(trainer.collect());
+    }
+    return all;
+  };
+  EXPECT_EQ(run(true), run(false));
+}
+
+TEST(Trainer, StepsBehindOneThatWentBadAreForgotten) {
+  const auto m = make_model(small_options(), arm_named("dense", "arm"), kVocab, 1);
+  Trainer trainer(*m, config_for(9), [](std::int64_t i) { return batch_of(i); });
+  trainer.step();
+  const Tensor scale = m->parameters()[1].variable.value();
+  const Tensor good = scale.clone();
+  trainer.queue_step();
+  scale.fill_(NAN);
+  for (int i = 0; i < 3; ++i) trainer.queue_step();
+  EXPECT_EQ(trainer.collect().step, 2);
+  EXPECT_THROW(trainer.collect(), NumericError);
+  EXPECT_EQ(trainer.steps_done(), 2);
+  EXPECT_EQ(trainer.pending(), 0);
+  scale.copy_(good);
+  EXPECT_EQ(trainer.step().step, 3);
+}
+
 TEST(Trainer, AccumulatedBatchesAreOneLargeBatch) {
   Options o = small_options();
   o.model.dropout = 0;

@@ -22,6 +22,8 @@ using nlohmann::ordered_json;
 
 constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();  // becomes null in JSON
 constexpr std::int64_t kProbeRows = 4;
+/// Steps that a device has queued while the host prepares the next.
+constexpr std::int64_t kStepsBehind = 1;
 
 /// Everything of a run that the loop below touches.
 struct Session {
@@ -50,30 +52,31 @@ struct Session {
     folder.log(json);
   }
 
-  ordered_json line() const {
+  ordered_json line(std::int64_t step) const {
     ordered_json json;
     json["arm"] = config.label;
     json["seed"] = config.seed;
-    json["step"] = trainer.steps_done();
+    json["step"] = step;
     return json;
   }
+  ordered_json line() const { return line(trainer.steps_done()); }
 
   void log_step(const StepResult& step) {
     interval_loss += step.loss;
     ++interval_steps;
-    const std::int64_t done = trainer.steps_done();
-    if (done % options.training.log_every != 0 && !trainer.finished()) return;
+    const bool last = step.step == options.training.steps;
+    if (step.step % options.training.log_every != 0 && !last) return;
     result.train_loss = interval_loss / static_cast<double>(interval_steps);
     interval_loss = 0;
     interval_steps = 0;
-    ordered_json json = line();
+    ordered_json json = line(step.step);
     json["loss"] = step.loss;
     json["lr"] = step.lr;
     json["grad_norm"] = step.grad_norm;
     json["tokens_per_s"] = progress.tokens_per_second();
     add_routing(json);
     folder.log(json);
-    ordered_json detail = line();
+    ordered_json detail = line(step.step);
     detail["routing"] = routing_log.line(model);
     if (!detail["routing"].is_null()) folder.log(detail);
   }
@@ -150,27 +153,41 @@ struct Session {
     return every > 0 && trainer.steps_done() % every == 0 && !trainer.finished();
   }
 
+  /// Reads the results of all steps but the newest `behind`.
+  void collect(std::int64_t behind) {
+    while (trainer.pending() > behind) {
+      const StepResult step = trainer.collect();
+      progress.step(step.step, step.loss, step.tokens);
+      result.tokens += step.tokens;
+      log_step(step);
+    }
+  }
+
   void run() {
+    // What is logged of gates is that of the step before.
+    const bool gated = !gated_parts(model).empty();
     while (!trainer.finished() && !good_enough()) {
       if (interrupted()) {
         result.interrupted = true;
         break;
       }
       if (writer) writer->check();
-      const StepResult step = trainer.step();
-      progress.step(trainer.steps_done(), step.loss, step.tokens);
-      result.tokens += step.tokens;
-      log_step(step);
+      trainer.queue_step();
+      const bool read_now = gated || due(options.training.eval_every) ||
+                            due(options.training.checkpoint_every) || trainer.finished();
+      collect(read_now ? 0 : kStepsBehind);
       log_decisions();
       operate_on_gates();
       if (due(options.training.eval_every)) evaluate_now();
       save_due = save_due || due(options.training.checkpoint_every);
       // One that comes due while the last is being written waits for it; the training does not.
       if (save_due && writer && !writer->busy()) {
+        collect(0);
         save();
         save_due = false;
       }
     }
+    collect(0);
     if (!result.interrupted && !good_enough()) evaluate_now();
     save();
     if (writer) writer->finish();

@@ -14,6 +14,7 @@
 #include "optim/sgd.h"
 #include "tensor/error.h"
 #include "train/json_file.h"
+#include "tensor/ops/embedding.h"
 #include "train/models.h"
 
 namespace proteus {
@@ -44,7 +45,7 @@ void check_finite(const char* what, double value, std::int64_t step) {
   if (std::isnan(value)) value = std::numeric_limits<double>::quiet_NaN();
   throw NumericError(fmt::format(
       "training: the {} became {} at step {}; try a smaller --lr, a longer --warmup or --clip 1",
-      what, value, step + 1));
+      what, value, step));
 }
 
 /// Evaluation mode until the end of the scope.
@@ -90,7 +91,12 @@ Trainer::Trainer(Transformer& model, const TrainerConfig& config, BatchSource ba
     : model_(model),
       config_(config),
       batch_(std::move(batch)),
-      optimizer_(make_optimizer(model, config)) {}
+      optimizer_(make_optimizer(model, config)) {
+  const Device device = optimizer_->numbers().device();
+  losses_ = Tensor::zeros({config.grad_accum}, DType::f64, device);
+  squared_norm_ = Tensor::zeros({1}, DType::f64, device);
+  report_ = Tensor::zeros({2}, DType::f64, device);
+}
 
 double Trainer::learning_rate() const {
   const std::int64_t step = steps_done();
@@ -98,30 +104,89 @@ double Trainer::learning_rate() const {
   return cosine_lr(step, config_.steps, config_.lr, config_.min_lr, config_.warmup);
 }
 
-StepResult Trainer::step() {
+Trainer::Input Trainer::ready(const Batch& batch) const {
+  const Tensor& table = model_.head_weight();
+  const std::int64_t V = table.size(0);
+  ops::check_ids(batch.inputs, V);
+  return {batch.inputs.to(table.device()),
+          ops::ready_targets(batch.targets, V, kIgnoredTarget, table.device())};
+}
+
+// All of a step that depends on numbers of the device only.
+void Trainer::run(const std::vector<Input>& inputs) {
+  const double share = 1.0 / static_cast<double>(config_.grad_accum);
+  for (std::size_t i = 0; i < inputs.size(); ++i) {
+    const Variable loss = model_.loss(inputs[i].tokens, inputs[i].targets);
+    losses_.select(0, static_cast<std::int64_t>(i)).copy_(loss.value());
+    loss.backward(Tensor::full(loss.shape(), share, loss.dtype(), loss.device()));
+  }
+  squared_gradients(optimizer_->parameters(), squared_norm_);
+  const Tensor& numbers = optimizer_->numbers();
+  step_scale(numbers.device(),
+             {losses_.data<double>(), config_.grad_accum, share, squared_norm_.data<double>(),
+              config_.clip, reinterpret_cast<StepNumbers*>(numbers.raw()), report_.data<double>()});
+  optimizer_->update();
+  optimizer_->zero_grad();
+}
+
+void Trainer::queue_step() {
   model_.set_training(true);
   optimizer_->zero_grad();
   const std::int64_t step = steps_done();
   const ScheduledAlpha alpha(model_, config_.alpha, step);
   StepResult result;
+  result.step = step + 1;
   result.lr = learning_rate();
-  const double share = 1.0 / static_cast<double>(config_.grad_accum);
+  std::vector<Input> inputs;
   for (std::int64_t i = 0; i < config_.grad_accum; ++i) {
-    const Batch batch = batch_(batches_ + i);
-    const Variable loss = model_.loss(batch.inputs, batch.targets, kIgnoredTarget);
-    const double value = loss.value().item();
-    check_finite("loss", value, step);
-    loss.backward(Tensor::full(loss.shape(), share, loss.dtype(), loss.device()));
-    result.loss += value * share;
-    result.tokens += batch.inputs.numel();
+    inputs.push_back(ready(batch_(batches_ + i)));
+    result.tokens += inputs.back().tokens.numel();
   }
-  result.grad_norm = gradient_norm(optimizer_->parameters());
-  check_finite("gradient norm", result.grad_norm, step);
-  optimizer_->step(result.lr, clip_scale(result.grad_norm, config_.clip));
-  optimizer_->zero_grad();
   batches_ += config_.grad_accum;
+  optimizer_->begin_step(result.lr);
+  if (recordable(inputs) && (fits_recorded(inputs) || record(inputs))) {
+    replay(inputs);
+  } else {
+    run(inputs);
+    ++eager_steps_;
+  }
+  pending_.push_back({result, Readback(report_)});
+  // Routing must not move by a step that is not finite; dense layers have none.
+  if (!gated_parts(model_).empty()) {
+    pending_.back().wait();
+    if (!pending_.back().finite()) return;
+  }
   model_.after_step(result.lr / config_.lr);
+}
+
+void Trainer::Pending::wait() {
+  if (read) return;
+  const Tensor numbers = report.wait();
+  result.loss = numbers.data<double>()[0];
+  result.grad_norm = numbers.data<double>()[1];
+  read = true;
+}
+
+StepResult Trainer::collect() {
+  pending_.front().wait();
+  const bool finite = pending_.front().finite();
+  const StepResult result = pending_.front().result;
+  pending_.pop_front();
+  if (!finite) {
+    batches_ -= config_.grad_accum * static_cast<std::int64_t>(1 + pending_.size());
+    pending_.clear();
+    optimizer_->set_steps(result.step - 1);
+    optimizer_->allow_updates();
+  }
+  check_finite("loss", result.loss, result.step);
+  check_finite("gradient norm", result.grad_norm, result.step);
   return result;
+}
+
+StepResult Trainer::step() {
+  queue_step();
+  while (pending() > 1) collect();
+  return collect();
 }
 
 std::string Trainer::state_json() const {

@@ -3,13 +3,18 @@
 // never stopped, bit for bit.
 #pragma once
 
+#include <cmath>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "aspa/controllers.h"
 #include "nn/transformer.h"
 #include "optim/optimizer.h"
+#include "tensor/ops/loss.h"
+#include "tensor/queue.h"
 #include "train/batch.h"
 #include "train/safetensors.h"
 
@@ -29,28 +34,42 @@ struct TrainerConfig {
   double weight_decay = 0.1;
   double clip = 1;              ///< largest global gradient norm; 0 = do not clip
   std::int64_t grad_accum = 1;  ///< batches whose mean gradient makes one step
+  bool record = true;           ///< steps are recorded and replayed where that is possible
   /// alpha of ASPA layers during a step; between steps they have their own.
   AlphaSchedule alpha;
 };
 
 struct StepResult {
-  double loss = 0;       ///< nats per target, before the update
-  double grad_norm = 0;  ///< before clipping
+  std::int64_t step = 0;  ///< how many steps were done after it
+  double loss = 0;        ///< nats per target, before the update
+  double grad_norm = 0;   ///< before clipping
   double lr = 0;
   std::int64_t tokens = 0;
 };
 
+/// On a device, a step is queued: the host reads its numbers later. Where a layer needs nothing of
+/// the host in a step and the shapes stay, the second step is recorded and replayed from then on.
 class Trainer {
  public:
   /// `batch(i)` returns the i-th batch of the run, whatever was asked before. The model must
   /// outlive the trainer.
   Trainer(Transformer& model, const TrainerConfig& config, BatchSource batch);
 
-  /// Forward, backward, clip, update, routing update. Throws NumericError when the loss or the
-  /// gradient is not finite; parameters and optimizer are then as they were before the step.
+  /// Forward, backward, clip, update, routing update, and what came of it. Throws NumericError when
+  /// the loss or the gradient is not finite; parameters and optimizer are then as they were before
+  /// the step.
   StepResult step();
+  /// The same in two halves: queue_step() queues a step, collect() waits for the oldest one whose
+  /// result was not asked for. A step whose numbers are not finite changes nothing, and neither do
+  /// those behind it; collect() forgets them and throws.
+  void queue_step();
+  StepResult collect();
+  /// Steps that were queued and not collected.
+  std::int64_t pending() const { return static_cast<std::int64_t>(pending_.size()); }
   std::int64_t steps_done() const { return optimizer_->steps(); }
   bool finished() const { return steps_done() >= config_.steps; }
+  /// Steps that were replayed.
+  std::int64_t replays() const { return replays_; }
 
   /// For gate surgery between two steps.
   Optimizer& optimizer() { return *optimizer_; }
@@ -62,13 +81,49 @@ class Trainer {
   void restore(const NamedTensors& optimizer, const std::string& state, const std::string& source);
 
  private:
+  /// Tokens and targets where the model is.
+  struct Input {
+    Tensor tokens;
+    ops::Targets targets;
+  };
+  struct Pending {
+    StepResult result;
+    Readback report;  // loss and norm
+    bool read = false;
+
+    bool finite() const { return std::isfinite(result.loss) && std::isfinite(result.grad_norm); }
+    void wait();
+  };
+  /// A recorded step, and what it was recorded for.
+  struct Recorded {
+    std::vector<Input> inputs;         // overwritten before every replay
+    std::vector<const void*> storage;  // of the parameters
+    std::uint64_t stream = 0;          // of dropout, at the first draw
+    std::uint64_t streams = 0;         // drawn in a step
+    std::unique_ptr<Recording> work;
+  };
+
   double learning_rate() const;
+  Input ready(const Batch& batch) const;
+  void run(const std::vector<Input>& inputs);
+  bool recordable(const std::vector<Input>& inputs) const;
+  bool fits_recorded(const std::vector<Input>& inputs) const;
+  bool record(const std::vector<Input>& inputs);
+  void replay(const std::vector<Input>& inputs);
 
   Transformer& model_;
   TrainerConfig config_;
   BatchSource batch_;
   std::unique_ptr<Optimizer> optimizer_;
   std::int64_t batches_ = 0;  ///< taken so far
+  Tensor losses_;        // f64 [grad_accum]
+  Tensor squared_norm_;  // f64 [1]
+  Tensor report_;        // f64 [2]
+  std::deque<Pending> pending_;
+  std::unique_ptr<Recorded> recorded_;
+  std::int64_t eager_steps_ = 0;
+  int failed_recordings_ = 0;
+  std::int64_t replays_ = 0;
 };
 
 /// The counters of a run, which state.json keeps.

@@ -1,6 +1,8 @@
 #include "tensor/ops/embedding.h"
 
 #include <algorithm>
+#include <limits>
+#include <string>
 #include <vector>
 
 #include "tensor/ops/check.h"
@@ -9,6 +11,7 @@
 namespace proteus {
 namespace {
 
+constexpr const char* kCall = "embedding(weight, ids)";
 constexpr std::int64_t kCopyElements = 1 << 14;  // elements per chunk of the forward pass
 constexpr std::int64_t kRowsPerChunk = 64;  // table rows per chunk of the backward pass, at most
 constexpr std::int64_t kChunks = 256;       // … and chunks that there should be
@@ -23,23 +26,26 @@ void dispatch_ids(DType dtype, const void* ids, F&& fn) {
   }
 }
 
+template <class Id>
+bool inside(Id id, std::int64_t V) {
+  return id >= 0 && id < V;
+}
+
 template <class T, class Id>
 void embedding_fwd_typed(const EmbeddingFwd& a, const Id* ids) {
   const std::int64_t grain =
       std::max<std::int64_t>(1, kCopyElements / std::max<std::int64_t>(1, a.C));
-  std::vector<std::int64_t> invalid(static_cast<std::size_t>((a.n + grain - 1) / grain), -1);
   parallel_for(a.n, grain, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      if (ids[i] < 0 || ids[i] >= a.V) {
-        invalid[static_cast<std::size_t>(begin / grain)] = i;
-        return;
+      T* y = static_cast<T*>(a.y) + i * a.C;
+      if (!inside(ids[i], a.V)) {
+        std::fill_n(y, a.C, T(std::numeric_limits<float>::quiet_NaN()));
+        continue;
       }
       const T* row = static_cast<const T*>(a.weight) + ids[i] * a.C;
-      std::copy(row, row + a.C, static_cast<T*>(a.y) + i * a.C);
+      std::copy(row, row + a.C, y);
     }
   });
-  const auto bad = std::find_if(invalid.begin(), invalid.end(), [](auto i) { return i >= 0; });
-  *a.invalid_at = bad == invalid.end() ? -1 : *bad;
 }
 
 // The places of every id, by a stable counting sort: those of id v are
@@ -52,9 +58,12 @@ struct Places {
   Places(const Id* ids, std::int64_t n, std::int64_t V)
       : begin(static_cast<std::size_t>(V + 2)), places(static_cast<std::size_t>(n)) {
     // Counted two entries further on, so that placing leaves begin[v] where v's places begin.
-    for (std::int64_t i = 0; i < n; ++i) ++begin[static_cast<std::size_t>(ids[i]) + 2];
+    for (std::int64_t i = 0; i < n; ++i) {
+      if (inside(ids[i], V)) ++begin[static_cast<std::size_t>(ids[i]) + 2];
+    }
     for (std::size_t v = 2; v < begin.size(); ++v) begin[v] += begin[v - 1];
     for (std::int64_t i = 0; i < n; ++i) {
+      if (!inside(ids[i], V)) continue;
       places[static_cast<std::size_t>(begin[static_cast<std::size_t>(ids[i]) + 1]++)] = i;
     }
   }
@@ -105,8 +114,7 @@ void embedding_bwd_cpu(const EmbeddingBwd& a) {
   });
 }
 
-[[noreturn]] void throw_id(const std::string& call, const Tensor& ids, std::int64_t at,
-                           std::int64_t V) {
+[[noreturn]] void throw_id(const Tensor& ids, std::int64_t at, std::int64_t V) {
   std::string place;
   std::int64_t rest = at;
   for (int d = ids.rank() - 1; d >= 0; --d) {
@@ -114,8 +122,8 @@ void embedding_bwd_cpu(const EmbeddingBwd& a) {
     rest /= ids.size(d);
   }
   const double id = ids.reshape({-1}).select(0, at).item();
-  throw ConfigError(call + ": ids: expected 0 to " + std::to_string(V - 1) + " (weight has " +
-                    std::to_string(V) + " rows), got " +
+  throw ConfigError(std::string(kCall) + ": ids: expected 0 to " + std::to_string(V - 1) +
+                    " (weight has " + std::to_string(V) + " rows), got " +
                     std::to_string(static_cast<std::int64_t>(id)) + " at [" + place + "]");
 }
 
@@ -126,8 +134,20 @@ Slot<EmbeddingBwd> embedding_bwd{"embedding_bwd", embedding_bwd_cpu};
 
 namespace ops {
 
+void check_ids(const Tensor& any, std::int64_t V) {
+  if (any.dtype() != DType::i32 && any.dtype() != DType::i64) {
+    throw_dtype(std::string(kCall) + ": ids", any.dtype(), "i32 or i64");
+  }
+  const Tensor ids = any.contiguous();
+  dispatch_ids(ids.dtype(), ids.raw(), [&](const auto* id) {
+    for (std::int64_t i = 0; i < ids.numel(); ++i) {
+      if (!inside(id[i], V)) throw_id(any, i, V);
+    }
+  });
+}
+
 Tensor embedding(const Tensor& weight_any, const Tensor& ids_any) {
-  const std::string call = "embedding(weight, ids)";
+  const std::string call = kCall;
   check_floating(call, "weight", weight_any);
   if (weight_any.rank() != 2) {
     throw ShapeError(call + ": weight: expected [V, C], got " + to_string(weight_any.shape()));
@@ -141,20 +161,17 @@ Tensor embedding(const Tensor& weight_any, const Tensor& ids_any) {
   const std::int64_t C = weight_any.size(1);
   Tensor y = Tensor::empty(ids_any.shape().with(ids_any.rank(), C), weight_any.dtype(), device);
   if (ids_any.numel() == 0) return y;
+  if (device == kCpu) check_ids(ids_any, V);
   const Tensor weight = weight_any.contiguous();
   const Tensor ids = ids_any.contiguous();
-  const Tensor invalid = Tensor::empty({1}, DType::i64, device);
   embedding_fwd(device, {.weight = weight.raw(),
                          .ids = ids.raw(),
                          .y = y.raw(),
-                         .invalid_at = invalid.data<std::int64_t>(),
                          .n = ids.numel(),
                          .V = V,
                          .C = C,
                          .dtype = weight.dtype(),
                          .id_dtype = ids.dtype()});
-  const auto at = static_cast<std::int64_t>(invalid.item());
-  if (at >= 0) throw_id(call, ids, at, V);
   return y;
 }
 

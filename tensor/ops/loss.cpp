@@ -9,6 +9,7 @@
 
 #include "tensor/ops/check.h"
 #include "tensor/ops/gemm.h"
+#include "tensor/ops/reduce.h"
 #include "tensor/parallel.h"
 #include "tensor/vmath.h"
 
@@ -92,25 +93,21 @@ void row_copy_cpu(const RowCopy& a) {
 }
 
 /// The targets that count, by row.
-struct Targets {
+struct HostTargets {
   std::vector<std::int64_t> rows;
   std::vector<std::int64_t> values;
   std::int64_t all = 0;
   std::int64_t count() const { return static_cast<std::int64_t>(rows.size()); }
 };
 
-Targets read_targets(const std::string& call, const Tensor& x, const Tensor& targets,
-                     std::int64_t V, std::int64_t ignore_index) {
+HostTargets read_targets(const std::string& call, const Tensor& targets, std::int64_t V,
+                         std::int64_t ignore_index) {
   if (targets.dtype() != DType::i32 && targets.dtype() != DType::i64) {
     throw_dtype(call + ": targets", targets.dtype(), "i32 or i64");
   }
-  if (targets.shape() != x.shape().without(-1)) {
-    throw ShapeError(call + ": targets: expected " + to_string(x.shape().without(-1)) + ", got " +
-                     to_string(targets.shape()) + "; the rows are " + to_string(x.shape()));
-  }
   const Tensor host = targets.to(kCpu).to(DType::i64).contiguous();
   const std::int64_t* t = host.data<std::int64_t>();
-  Targets out;
+  HostTargets out;
   out.all = host.numel();
   for (std::int64_t i = 0; i < out.all; ++i) {
     if (t[i] == ignore_index) continue;
@@ -123,6 +120,12 @@ Targets read_targets(const std::string& call, const Tensor& x, const Tensor& tar
     out.values.push_back(t[i]);
   }
   return out;
+}
+
+void check_rows(const std::string& call, const Tensor& x, const Shape& targets) {
+  if (targets == x.shape().without(-1)) return;
+  throw ShapeError(call + ": targets: expected " + to_string(x.shape().without(-1)) + ", got " +
+                   to_string(targets) + "; the rows are " + to_string(x.shape()));
 }
 
 Tensor index_tensor(const std::vector<std::int64_t>& values, Device device) {
@@ -141,13 +144,9 @@ void copy_rows(const Tensor& dst, const Tensor* dst_row, const Tensor& src, cons
             .row_bytes = src.size(-1) * static_cast<std::int64_t>(size_of(src.dtype()))});
 }
 
-// The mean of per-row losses: summed on the host in f64, in row order.
+// The mean of per-row losses, summed in f64.
 Tensor mean_loss(const Tensor& losses, std::int64_t count, DType dtype) {
-  const Tensor host = losses.to(kCpu);
-  const double* p = host.data<double>();
-  double sum = 0;
-  for (std::int64_t i = 0; i < host.numel(); ++i) sum += p[i];
-  return Tensor::scalar(count ? sum / static_cast<double>(count) : 0.0, dtype, losses.device());
+  return ops::sum(losses, {}, false, count ? 1.0 / static_cast<double>(count) : 0.0).to(dtype);
 }
 
 void check_inputs(const std::string& call, const char* name, const Tensor& x) {
@@ -191,57 +190,87 @@ void run_chunks(const Tensor& h, const Tensor& w, const Tensor& target, const Te
   }
 }
 
+void rescale_cpu(const Rescale& a) {
+  constexpr std::int64_t kGrain = 1 << 15;
+  dispatch_float(a.dtype, "rescale", [&](auto tag) {
+    using T = typename decltype(tag)::type;
+    using A = accum_t<T>;
+    const A factor = *static_cast<const A*>(a.factor);
+    if (factor == A(1)) return;
+    T* x = static_cast<T*>(a.x);
+    parallel_for(a.n, kGrain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) x[i] = T(factor * A(x[i]));
+    });
+  });
+}
+
+constexpr const char* kFused = "cross_entropy(hidden, weight, targets)";
+
 }  // namespace
 
 Slot<CrossEntropyFwd> cross_entropy_fwd{"cross_entropy_fwd", cross_entropy_cpu};
 Slot<RowCopy> row_copy{"row_copy", row_copy_cpu};
+Slot<Rescale> rescale{"rescale", rescale_cpu};
 
 namespace ops {
 
-CrossEntropy cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
-                           std::int64_t ignore_index, bool want_dhidden, bool want_dweight) {
-  const std::string call = "cross_entropy(hidden, weight, targets)";
+Targets ready_targets(const Tensor& targets, std::int64_t V, std::int64_t ignore_index,
+                      Device device) {
+  const HostTargets read = read_targets(kFused, targets, V, ignore_index);
+  Targets out{targets.shape(), read.count(), index_tensor(read.values, device), {}};
+  if (read.count() < read.all) out.rows = index_tensor(read.rows, device);
+  return out;
+}
+
+CrossEntropy cross_entropy(const Tensor& hidden, const Tensor& weight, const Targets& targets,
+                           bool want_dhidden, bool want_dweight) {
+  const std::string call = kFused;
   check_inputs(call, "hidden", hidden);
   check_like(call, "weight", weight, hidden);
+  check_rows(call, hidden, targets.shape);
   const std::int64_t C = hidden.size(-1);
   if (weight.rank() != 2 || weight.size(1) != C) {
     throw ShapeError(call + ": weight: expected [V, " + std::to_string(C) +
                      "] (C = hidden.shape[-1]), got " + to_string(weight.shape()) + "; hidden is " +
                      to_string(hidden.shape()));
   }
-  const Targets t = read_targets(call, hidden, targets, weight.size(0), ignore_index);
   const Device device = hidden.device();
   const DType dtype = hidden.dtype();
   const DType wide = accum_dtype(dtype);
-  const std::int64_t n = t.count();
+  const std::int64_t n = targets.count;
   CrossEntropy out;
   out.count = n;
   if (n == 0) {
     out.loss = Tensor::zeros({}, wide, device);
     if (want_dhidden) out.dhidden = Tensor::zeros(hidden.shape(), dtype, device);
-    if (want_dweight) out.dweight = Tensor::zeros(weight.shape(), dtype, device);
+    if (want_dweight) out.dweight = Tensor::zeros(weight.shape(), wide, device);
     return out;
   }
-  const bool compact = n < t.all;
-  const Tensor all_rows = hidden.contiguous().reshape({t.all, C});
-  const Tensor index = compact ? index_tensor(t.rows, device) : Tensor();
+  const Tensor* rows = targets.rows.defined() ? &targets.rows : nullptr;
+  const Tensor all_rows = hidden.contiguous().reshape({targets.shape.numel(), C});
   Tensor h = all_rows;
-  if (compact) {
+  if (rows) {
     h = Tensor::empty({n, C}, dtype, device);
-    copy_rows(h, nullptr, all_rows, &index, n);
+    copy_rows(h, nullptr, all_rows, rows, n);
   }
   const Tensor losses = Tensor::empty({n}, DType::f64, device);
   const Tensor dh = want_dhidden ? Tensor::empty({n, C}, dtype, device) : Tensor();
-  const Tensor dw = want_dweight ? Tensor::empty(weight.shape(), wide, device) : Tensor();
-  run_chunks(h, weight.contiguous(), index_tensor(t.values, device), losses, dh, dw);
+  if (want_dweight) out.dweight = Tensor::empty(weight.shape(), wide, device);
+  run_chunks(h, weight.contiguous(), targets.words, losses, dh, out.dweight);
   out.loss = mean_loss(losses, n, wide);
-  if (want_dweight) out.dweight = dw.to(dtype);
-  if (want_dhidden && !compact) out.dhidden = dh.reshape(hidden.shape());
-  if (want_dhidden && compact) {
+  if (want_dhidden && !rows) out.dhidden = dh.reshape(hidden.shape());
+  if (want_dhidden && rows) {
     out.dhidden = Tensor::zeros(hidden.shape(), dtype, device);
-    copy_rows(out.dhidden, &index, dh, nullptr, n);
+    copy_rows(out.dhidden, rows, dh, nullptr, n);
   }
   return out;
+}
+
+CrossEntropy cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
+                           std::int64_t ignore_index, bool want_dhidden, bool want_dweight) {
+  const std::int64_t V = weight.rank() > 0 ? weight.size(0) : 0;
+  return cross_entropy(hidden, weight, ready_targets(targets, V, ignore_index, hidden.device()),
+                       want_dhidden, want_dweight);
 }
 
 CrossEntropy cross_entropy_logits(const Tensor& logits_any, const Tensor& targets,
@@ -250,7 +279,8 @@ CrossEntropy cross_entropy_logits(const Tensor& logits_any, const Tensor& target
   check_inputs(call, "logits", logits_any);
   const Tensor logits = logits_any.contiguous();
   const std::int64_t V = logits.size(-1);
-  const Targets t = read_targets(call, logits, targets, V, ignore_index);
+  check_rows(call, logits, targets.shape());
+  const HostTargets t = read_targets(call, targets, V, ignore_index);
   std::vector<std::int64_t> target(static_cast<std::size_t>(t.all), -1);
   for (std::size_t i = 0; i < t.rows.size(); ++i) {
     target[static_cast<std::size_t>(t.rows[i])] = t.values[i];
@@ -276,6 +306,12 @@ CrossEntropy cross_entropy_logits(const Tensor& logits_any, const Tensor& target
   }
   out.loss = mean_loss(losses, out.count, accum_dtype(logits.dtype()));
   return out;
+}
+
+void rescale_gradient(const Tensor& gradient, const Tensor& factor) {
+  if (gradient.numel() == 0) return;
+  gradient.bump_version();
+  rescale(gradient.device(), {gradient.raw(), factor.raw(), gradient.numel(), gradient.dtype()});
 }
 
 }  // namespace ops

@@ -38,27 +38,55 @@ struct RowCopy {
 };
 extern Slot<RowCopy> row_copy;
 
+/// x[i] ← *factor · x[i] over n elements; nothing is touched where the factor is 1. The factor is
+/// of `dtype`'s accumulation type, on the device of x.
+struct Rescale {
+  void* x = nullptr;
+  const void* factor = nullptr;
+  std::int64_t n = 0;
+  DType dtype = DType::f32;
+};
+extern Slot<Rescale> rescale;
+
 namespace ops {
 
 constexpr std::int64_t kIgnoreIndex = -100;
+
+/// Targets made ready for a device: which rows count, and their words.
+struct Targets {
+  Shape shape;
+  std::int64_t count = 0;  ///< n, the targets that are not ignored
+  Tensor words;            ///< i64 [n]
+  Tensor rows;             ///< i64 [n], ascending; undefined where every row counts
+};
+/// targets [...] i32 or i64. Reads them on the CPU. Throws DTypeError; a target outside [0, V) is a
+/// ShapeError that names its row and value.
+Targets ready_targets(const Tensor& targets, std::int64_t V, std::int64_t ignore_index,
+                      Device device);
 
 struct CrossEntropy {
   Tensor loss;             ///< [], f64 for f64 and f32 otherwise; 0 when every target is ignored
   std::int64_t count = 0;  ///< n, the targets that are not ignored
   Tensor dhidden;          ///< [..., C], when asked for
-  Tensor dweight;          ///< [V, C], when asked for
+  Tensor dweight;          ///< [V, C] of the loss's dtype, when asked for
   Tensor dlogits;          ///< [..., V], when asked for
 };
 
-/// hidden [..., C], weight [V, C], targets [...] i32 or i64. Rows whose target is `ignore_index`
-/// cost nothing. Logits and sums over a row are f64 for f64 and f32 otherwise (bf16 included); for
-/// bf16 the gradient of the logits is rounded to bf16. The mean is summed in f64. Throws
-/// ShapeError, DTypeError; a target outside [0, V) is a ShapeError that names its row and value.
+/// hidden [..., C], weight [V, C], targets [...]. Rows that are ignored cost nothing. Logits and
+/// sums over a row are f64 for f64 and f32 otherwise (bf16 included); for bf16 the gradient of the
+/// logits is rounded to bf16. The mean is summed in f64. Waits for nothing. Throws ShapeError,
+/// DTypeError.
+CrossEntropy cross_entropy(const Tensor& hidden, const Tensor& weight, const Targets& targets,
+                           bool want_dhidden, bool want_dweight);
+/// The same after ready_targets(); targets that are on a device are copied from there.
 CrossEntropy cross_entropy(const Tensor& hidden, const Tensor& weight, const Tensor& targets,
                            std::int64_t ignore_index, bool want_dhidden, bool want_dweight);
 /// logits [..., V], targets [...].
 CrossEntropy cross_entropy_logits(const Tensor& logits, const Tensor& targets,
                                   std::int64_t ignore_index, bool want_dlogits);
+
+/// gradient ← factor · gradient in place; factor [] is of the accumulation dtype.
+void rescale_gradient(const Tensor& gradient, const Tensor& factor);
 
 }  // namespace ops
 }  // namespace proteus

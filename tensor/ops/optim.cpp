@@ -40,6 +40,8 @@ void for_chunks(const char* name, const StepTensor* tensors, std::int64_t count,
 }
 
 void adamw_cpu(const AdamWStep& a) {
+  const StepNumbers& now = *a.numbers;
+  if (now.stopped != 0) return;
   for_chunks(
       "adamw_step", a.tensors, a.count,
       [&](auto tag, const StepTensor& t, std::int64_t, std::int64_t begin, std::int64_t end) {
@@ -53,11 +55,11 @@ void adamw_cpu(const AdamWStep& a) {
         const A b2 = static_cast<A>(a.beta2);
         const A n1 = static_cast<A>(1 - a.beta1);
         const A n2 = static_cast<A>(1 - a.beta2);
-        const A scale = static_cast<A>(a.grad_scale);
-        const A rate = static_cast<A>(a.lr / a.correction1);
-        const A root = static_cast<A>(1 / std::sqrt(a.correction2));
+        const A scale = static_cast<A>(now.grad_scale);
+        const A rate = static_cast<A>(now.lr / now.correction1);
+        const A root = static_cast<A>(1 / std::sqrt(now.correction2));
         const A eps = static_cast<A>(a.eps);
-        const A keep = static_cast<A>(1 - a.lr * t.decay);
+        const A keep = static_cast<A>(1 - now.lr * t.decay);
 #pragma omp simd
         for (std::int64_t i = begin; i < end; ++i) {
           const A g = A(grad[i]) * scale;
@@ -71,6 +73,8 @@ void adamw_cpu(const AdamWStep& a) {
 }
 
 void sgd_cpu(const SgdStep& a) {
+  const StepNumbers& now = *a.numbers;
+  if (now.stopped != 0) return;
   for_chunks(
       "sgd_step", a.tensors, a.count,
       [&](auto tag, const StepTensor& t, std::int64_t, std::int64_t begin, std::int64_t end) {
@@ -80,8 +84,8 @@ void sgd_cpu(const SgdStep& a) {
         const T* grad = static_cast<const T*>(t.grad);
         A* m = static_cast<A*>(t.m);
         const A momentum = static_cast<A>(a.momentum);
-        const A scale = static_cast<A>(a.grad_scale);
-        const A rate = static_cast<A>(a.lr);
+        const A scale = static_cast<A>(now.grad_scale);
+        const A rate = static_cast<A>(now.lr);
         const A decay = static_cast<A>(t.decay);
 #pragma omp simd
         for (std::int64_t i = begin; i < end; ++i) {
@@ -116,5 +120,6 @@ void squared_norm_cpu(const SquaredNorm& a) {
 Slot<AdamWStep> adamw_step{"adamw_step", adamw_cpu};
 Slot<SgdStep> sgd_step{"sgd_step", sgd_cpu};
 Slot<SquaredNorm> squared_norm{"squared_norm", squared_norm_cpu};
+Slot<StepScale> step_scale{"step_scale", scale_step};
 
 }  // namespace proteus

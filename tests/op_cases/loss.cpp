@@ -1,5 +1,6 @@
 #include "autograd/loss.h"
 
+#include "tensor/ops/check.h"
 #include "tests/op_cases/families.h"
 
 namespace proteus::testing {
@@ -50,6 +51,22 @@ OpCase logits_case(const std::string& variant, const Shape& rows, std::int64_t V
           .bf16_tolerance = 3e-4};
 }
 
+// x, then x times a factor that is one or is not.
+OpCase rescale_case(std::int64_t n, double factor) {
+  return {.op = "rescale",
+          .variant = std::to_string(n) + " by " + std::to_string(factor).substr(0, 3),
+          .slots = {"rescale"},
+          .inputs = {{.shape = {n}, .differentiable = false}},
+          .run =
+              [factor](const auto& v) {
+                const Tensor x = v[0].value().clone();
+                ops::rescale_gradient(
+                    x, Tensor::full({}, factor, ops::accum_dtype(x.dtype()), x.device()));
+                return Variable(x);
+              },
+          .bytes = 8.0 * static_cast<double>(n)};
+}
+
 OpCase large(OpCase c) {
   c.bench_only = true;
   return c;
@@ -72,6 +89,10 @@ OpFamily loss_family() {
   for (const auto& [name, rows, C, V] : shapes) {
     family.cases.push_back(fused_case(name, rows, C, V));
     family.cases.push_back(logits_case(name, rows, V));
+  }
+  for (const std::int64_t n : {1, 17, 4096, 40001}) {
+    family.cases.push_back(rescale_case(n, 0.3));
+    family.cases.push_back(rescale_case(n, 1));
   }
   family.cases.push_back(fused_case("every third ignored", {2, 5}, 4, 6, 3));
   family.cases.push_back(fused_case("every second ignored", {9}, 3, 5, 2));

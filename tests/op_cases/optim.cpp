@@ -23,12 +23,22 @@ StepTensor step_tensor(const std::vector<Variable>& v, const Tensor& x, const Te
   return t;
 }
 
+// lr 0.01, c1 0.1, c2 0.01, gradients halved.
+Tensor numbers_on(Device device) {
+  return Tensor::from({1e-2, 0.1, 0.01, 0.5, 0}, {kStepNumbers}, DType::f64, device);
+}
+
+const StepNumbers* numbers_of(const Tensor& numbers) {
+  return reinterpret_cast<const StepNumbers*>(numbers.raw());
+}
+
 Variable run_adamw(const std::vector<Variable>& any) {
   std::vector<Variable> v;
   for (const Variable& x : any) v.emplace_back(x.value().clone());
   const Tensor& x = v[0].value();
   const StepTensor t = step_tensor(v, x, v[2].value(), v[3].value());
-  adamw_step(x.device(), {&t, 1, 1e-2, 0.9, 0.99, 1e-8, 0.1, 0.01, 0.5});
+  const Tensor numbers = numbers_on(x.device());
+  adamw_step(x.device(), {&t, 1, numbers_of(numbers), 0.9, 0.99, 1e-8});
   return Variable(x);
 }
 
@@ -37,16 +47,32 @@ Variable run_sgd(const std::vector<Variable>& any) {
   for (const Variable& x : any) v.emplace_back(x.value().clone());
   const Tensor& x = v[0].value();
   const StepTensor t = step_tensor(v, x, v[2].value(), v[3].value());
-  sgd_step(x.device(), {&t, 1, 1e-2, 0.9, 0.5});
+  const Tensor numbers = numbers_on(x.device());
+  sgd_step(x.device(), {&t, 1, numbers_of(numbers), 0.9});
   return Variable(x);
 }
 
 Variable run_norm(const std::vector<Variable>& any) {
   const std::vector<Variable> v{Variable(any[0].value().clone()), Variable(any[1].value().clone())};
   const StepTensor t = step_tensor(v, v[0].value(), v[0].value(), v[0].value());
-  double sum = 0;
-  squared_norm(v[0].device(), {&t, 1, &sum});
-  return Variable(Tensor::scalar(sum, v[0].dtype(), v[0].device()));
+  const Tensor sum = Tensor::empty({}, DType::f64, v[0].device());
+  squared_norm(sum.device(), {&t, 1, sum.data<double>()});
+  return Variable(sum.to(v[0].dtype()));
+}
+
+// The inputs are losses of batches; the report and the numbers that a step would use.
+Variable run_scale(const std::vector<Variable>& any) {
+  const Tensor losses = any[0].value().to(DType::f64).contiguous();
+  const Device device = losses.device();
+  const Tensor numbers = numbers_on(device);
+  const Tensor sum = Tensor::full({1}, 9, DType::f64, device);
+  const Tensor report = Tensor::empty({2}, DType::f64, device);
+  step_scale(device, {losses.data<double>(), losses.numel(), 0.5, sum.data<double>(), 1.0,
+                      reinterpret_cast<StepNumbers*>(numbers.raw()), report.data<double>()});
+  const Tensor all = Tensor::empty({2 + kStepNumbers}, DType::f64, device);
+  all.slice(0, 0, 2).copy_(report);
+  all.slice(0, 2, 2 + kStepNumbers).copy_(numbers);
+  return Variable(all.to(any[0].dtype()));
 }
 
 OpCase optim_case(const std::string& op, const std::string& slot, std::int64_t n,
@@ -70,7 +96,8 @@ OpFamily optim_family() {
   for (const std::int64_t n : {1, 17, 20000, 4000000}) {
     for (OpCase c : {optim_case("adamw", "adamw_step", n, run_adamw),
                      optim_case("sgd", "sgd_step", n, run_sgd),
-                     optim_case("squared_norm", "squared_norm", n, run_norm)}) {
+                     optim_case("squared_norm", "squared_norm", n, run_norm),
+                     optim_case("step_scale", "step_scale", n, run_scale)}) {
       c.bench_only = n > 100000;
       family.cases.push_back(c);
     }
