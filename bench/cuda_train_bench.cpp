@@ -2,9 +2,11 @@
 // 32 sequences) and `baby` (6 layers, width 384, context 256, 64 sequences, dropout 0.2), dense and
 // ASPA. bench/peers/train_step.py --device cuda measures PyTorch's dense steps of the same models.
 //   cuda_train_bench [--model gpt2|baby] [--arm ARM] [--dtype bf16|f32] [--steps N] [--by-slot]
+//   [--eager]
 // Random tokens, everything that `proteus train` does in a step. tokens/s is over N steps after a
-// warm-up, bytes the most that was in use at once, TFLOP/s three times the forward products of the
-// model (causal pairs only). --by-slot times every kernel call of one step on its own instead.
+// warm-up, GB the most that was in use at once, TFLOP/s three times the forward products of the
+// model (causal pairs only). --by-slot times every kernel call of one step on its own instead;
+// --eager queues every step anew where it would be replayed.
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -31,12 +33,12 @@ struct Model {
 };
 
 std::vector<Model> models() {
-  return {{"gpt2",
-           50304,
-           {"--layers", "12", "--width", "768", "--head-width", "64", "--context", "1024",
-            "--batch", "32", "--shared-window", "256", "--routed-heads", "32", "--k", "4",
-            "--window", "256"}},
-          {"baby", 65, {"--preset", "baby"}}};
+  return {
+      {"gpt2",
+       50304,
+       {"--layers", "12", "--width", "768", "--head-width", "64", "--context", "1024", "--batch",
+        "32", "--shared-window", "256", "--routed-heads", "32", "--k", "4", "--window", "256"}},
+      {"baby", 65, {"--preset", "baby"}}};
 }
 
 std::string option(int argc, char** argv, std::string_view name, const char* standard) {
@@ -72,7 +74,8 @@ struct Run {
   std::vector<Batch> batches;
   std::unique_ptr<Trainer> trainer;
 
-  Run(const Model& m, const std::string& arm, const std::string& dtype, Device device) {
+  Run(const Model& m, const std::string& arm, const std::string& dtype, bool record,
+      Device device) {
     std::vector<std::string> words = m.options;
     words.insert(words.end(), {"--dtype", dtype});
     options = parse_options("duel", words).options;
@@ -81,11 +84,20 @@ struct Run {
     batches = random_batches(options, m.vocab);
     TrainerConfig config;
     config.steps = 1 << 20;
+    config.record = record;
     trainer = std::make_unique<Trainer>(*model, config, [this](std::int64_t i) {
       return batches[static_cast<std::size_t>(i % kBatches)];
     });
-    for (int i = 0; i < kWarmup; ++i) trainer->step();
+    steps(kWarmup);
     synchronize(device);
+  }
+  // As a session does: a step is queued before the result of the one before is read.
+  void steps(int count) const {
+    for (int i = 0; i < count; ++i) {
+      trainer->queue_step();
+      while (trainer->pending() > 1) trainer->collect();
+    }
+    while (trainer->pending() > 0) trainer->collect();
   }
   double tokens() const {
     return static_cast<double>(options.training.batch * options.model.context);
@@ -93,12 +105,12 @@ struct Run {
 };
 
 void measure(const Model& m, const std::string& arm, const std::string& dtype, int steps,
-             Device device) {
+             bool record, Device device) {
   using Clock = std::chrono::steady_clock;
-  Run run(m, arm, dtype, device);
+  const Run run(m, arm, dtype, record, device);
   reset_peak_memory(DeviceType::cuda);
   const auto start = Clock::now();
-  for (int i = 0; i < steps; ++i) run.trainer->step();
+  run.steps(steps);
   synchronize(device);
   const double seconds = std::chrono::duration<double>(Clock::now() - start).count() / steps;
   const double flops = 3 * run.model->total_flops_per_token(run.options.model.context);
@@ -110,10 +122,10 @@ void measure(const Model& m, const std::string& arm, const std::string& dtype, i
 }
 
 void by_slot(const Model& m, const std::string& arm, const std::string& dtype, Device device) {
-  Run run(m, arm, dtype, device);
+  const Run run(m, arm, dtype, false, device);
   std::printf("%s, %s, %s: one step\n", m.name, arm.c_str(), dtype.c_str());
   const SlotTimes watch;
-  run.trainer->step();
+  run.steps(1);
   synchronize(device);
   watch.print();
 }
@@ -136,7 +148,7 @@ int run(int argc, char** argv) {
       if (slots) {
         by_slot(m, each, dtype, device);
       } else {
-        measure(m, each, dtype, steps, device);
+        measure(m, each, dtype, steps, !flag(argc, argv, "--eager"), device);
       }
     }
   }

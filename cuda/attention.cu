@@ -1,5 +1,8 @@
+#include <string_view>
+
 #include "cuda/attention.h"
 #include "cuda/attention_rungs.h"
+#include "cuda/graph.h"
 #include "cuda/kernels.h"
 #include "cuda/rows.cuh"
 #include "tensor/error.h"
@@ -10,7 +13,11 @@ namespace {
 template <class Args>
 void run_highest(auto rungs, const char* slot, const Args& a) {
   for (auto rung = rungs.rbegin(); rung != rungs.rend(); ++rung) {
-    if (rung->fits(a)) return rung->run(a);
+    if (!rung->fits(a)) continue;
+    if (a.problem.dropout > 0 && std::string_view(rung->name) != "mma") {
+      check_not_recording("dropout of attention without tensor cores");
+    }
+    return rung->run(a);
   }
   throw DeviceError(std::string(slot) + ": cuda: heads of at most 256 are supported, got " +
                     std::to_string(a.problem.D));

@@ -6,8 +6,9 @@
 // S and dP are computed twice, and in return nothing is added up between blocks: no atomics, the
 // same bits every time. Blocks of keys compute Sᵀ = K·Qᵀ, so that P and dS leave the tensor cores
 // in the layout in which the next product takes them in.
-#include "cuda/attention_common.cuh"
+#include "cuda/attention_draws.cuh"
 #include "cuda/attention_rungs.h"
+#include "cuda/graph.h"
 
 namespace proteus::cuda {
 namespace {
@@ -31,6 +32,7 @@ constexpr int kTile = kWarps* kRows<kD>;
 struct Stats {
   const float* lse;
   const float* delta;
+  const std::uint64_t* later;  // see Draws
 };
 
 template <int kD>
@@ -93,11 +95,19 @@ __device__ void hide_queries(Accumulator<kB, kColumns>& s, const KeyShared<kD>& 
 /// `slot`.
 template <int kD, bool kBias, bool kDropout, int kB>
 __device__ void weigh_keys(const AttentionProblem& p, const KeyShared<kD>& shared, int stage,
-                           int key, std::int64_t slot, Accumulator<kB, kColumns>& s,
-                           Accumulator<kB, kColumns>& dp, KeySums<kD>& sums) {
+                           const Draws& draws, int key, std::int64_t slot,
+                           Accumulator<kB, kColumns>& s, Accumulator<kB, kColumns>& dp,
+                           KeySums<kD>& sums) {
   const float scale = static_cast<float>(p.scale) * kLog2E;
 #pragma unroll
   for (int n = 0; n < kColumns; ++n) {
+    float keeps[kB][4];
+    if constexpr (kDropout) {
+#pragma unroll
+      for (int m = 0; m < kB; ++m) {
+        draw_columns(draws, slot + 8 * n, key + 16 * m, keeps[m]);
+      }
+    }
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int i = 8 * n + lane_id() % 4 * 2 + e;
@@ -111,10 +121,7 @@ __device__ void weigh_keys(const AttentionProblem& p, const KeyShared<kD>& share
           float& slope = dp[m][n][2 * h + e];
           const float shift = kBias ? sums.bias[m][h] - lse : -lse;
           const float weight = exp2_fast(fmaf(score, scale, shift));
-          float keep = 1;
-          if constexpr (kDropout) {
-            keep = Dropout<float>(p).factor(slot + i, key + 16 * m + 8 * h + lane_id() / 4);
-          }
+          const float keep = kDropout ? keeps[m][2 * h + e] : 1.0f;
           slope = weight * (slope * keep - delta);
           score = weight * keep;
           if constexpr (kBias) sums.dbias[m][h] += slope;
@@ -219,7 +226,8 @@ __device__ void key_tile(const AttentionBwd& a, const Tile& t, const Stats& stat
     multiply_transposed<kD>(s, SharedRows<kD, kB>{shared.k, first}, shared.q[stage]);
     multiply_transposed<kD>(dp, SharedRows<kD, kB>{shared.v, first}, shared.dout[stage]);
     if (!full) hide_queries<kD>(s, shared, stage, key, anchors);
-    weigh_keys<kD, kBias, kDropout>(p, shared, stage, key, t.s.slot + i, s, dp, sums);
+    weigh_keys<kD, kBias, kDropout>(p, shared, stage, Draws(p, stats.later), key, t.s.slot + i, s,
+                                    dp, sums);
     add_product<kD>(sums.dv, s, shared.dout[stage]);
     add_product<kD>(sums.dk, dp, shared.q[stage]);
   }
@@ -266,12 +274,20 @@ struct LaneStats {
 
 /// dP (queries by keys) → dS, from the scores; keys count from `key`, and `bias` belongs to it.
 template <int kD, bool kBias, bool kDropout, int kB>
-__device__ void weigh_queries(const AttentionProblem& p, const float* bias, int keys, int key,
-                              std::int64_t slot, const LaneStats<kD>& stats,
-                              const Accumulator<kB, kColumns>& s, Accumulator<kB, kColumns>& dp) {
+__device__ void weigh_queries(const AttentionProblem& p, const float* bias, int keys,
+                              const Draws& draws, int key, std::int64_t slot,
+                              const LaneStats<kD>& stats, const Accumulator<kB, kColumns>& s,
+                              Accumulator<kB, kColumns>& dp) {
   const float scale = static_cast<float>(p.scale) * kLog2E;
 #pragma unroll
   for (int n = 0; n < kColumns; ++n) {
+    float keeps[kB][4];
+    if constexpr (kDropout) {
+#pragma unroll
+      for (int m = 0; m < kB; ++m) {
+        draw_rows(draws, slot + 16 * m, key + 8 * n, keeps[m]);
+      }
+    }
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
       const int j = 8 * n + lane_id() % 4 * 2 + e;
@@ -282,10 +298,7 @@ __device__ void weigh_queries(const AttentionProblem& p, const float* bias, int 
         for (int h = 0; h < 2; ++h) {
           const float shift = kBias ? b - stats.lse[m][h] : -stats.lse[m][h];
           const float weight = exp2_fast(fmaf(s[m][n][2 * h + e], scale, shift));
-          float keep = 1;
-          if constexpr (kDropout) {
-            keep = Dropout<float>(p).factor(slot + 16 * m + 8 * h + lane_id() / 4, key + j);
-          }
+          const float keep = kDropout ? keeps[m][2 * h + e] : 1.0f;
           float& slope = dp[m][n][2 * h + e];
           slope = weight * (slope * keep - stats.delta[m][h]);
         }
@@ -339,8 +352,8 @@ __device__ void query_tile(const AttentionBwd& a, const Tile& t, const Stats& st
     multiply_transposed<kD>(dp, SharedRows<kD, kB>{shared.dout, first}, shared.v[stage]);
     if (!w.sight.everything(key, key + kInner, anchors)) hide(s, w, key, anchors);
     weigh_queries<kD, kBias, kDropout>(p, kBias ? bias + key : nullptr,
-                                       static_cast<int>(t.s.k_count) - key, key, w.slot, lane_stats,
-                                       s, dp);
+                                       static_cast<int>(t.s.k_count) - key, Draws(p, stats.later),
+                                       key, w.slot, lane_stats, s, dp);
     add_product<kD>(dq, dp, shared.k[stage]);
   }
   wait_copies<0>();
@@ -366,7 +379,7 @@ template <int kD, bool kBias, bool kDropout>
 void run(const AttentionBwd& a) {
   const AttentionProblem& p = a.problem;
   const QueryStats<float> prepared(a);
-  const Stats stats{prepared.lse(), prepared.delta()};
+  const Stats stats{prepared.lse(), prepared.delta(), recorded_streams()};
   if (a.dk.data || a.dv.data || a.dkey_bias) {
     const Tiles tiles(p, TileOf::keys, kTile<kD>);
     launch_shared<KeyShared<kD>>("attention_bwd: mma, keys", backward_keys<kD, kBias, kDropout>,

@@ -2,8 +2,10 @@
 // queries, 32 for each of its warps, and walks the key tiles that they see; while one is computed
 // with, the next one's K and V are on their way (cp.async). Scores, softmax and output stay in
 // registers: S = Q·Kᵀ comes out of the tensor cores in the layout in which P·V takes it in.
+#include "cuda/attention_draws.cuh"
 #include "cuda/attention_rungs.h"
 #include "cuda/attention_softmax.cuh"
+#include "cuda/graph.h"
 
 namespace proteus::cuda {
 namespace {
@@ -41,31 +43,26 @@ __device__ void add_bias(Accumulator<kBlocks, kColumns>& s, const float* bias, i
   }
 }
 
-/// Multiplies the weights by 0 or 1/(1 − p). Two neighbouring lanes hold the four keys of one draw:
-/// the even one draws for the upper row and the odd one for the lower, and they swap halves.
+/// Multiplies the weights by 0 or 1/(1 − p).
 template <int kColumns>
-__device__ void drop(Accumulator<kBlocks, kColumns>& s, const Dropout<float>& dropout,
-                     std::int64_t slot, int first) {
-  const bool odd = lane_id() % 2 != 0;
+__device__ void drop(Accumulator<kBlocks, kColumns>& s, const Draws& dropout, std::int64_t slot,
+                     int first) {
 #pragma unroll
   for (int m = 0; m < kBlocks; ++m) {
-    const std::int64_t row = slot + 16 * m + lane_id() / 4 + (odd ? 8 : 0);
 #pragma unroll
     for (int n = 0; n < kColumns; ++n) {
-      const Philox4 r = dropout.group(row, first + 8 * n + lane_id() % 4 * 2);
-      const std::uint32_t a = __shfl_xor_sync(kAllLanes, odd ? r.v[0] : r.v[2], 1);
-      const std::uint32_t b = __shfl_xor_sync(kAllLanes, odd ? r.v[1] : r.v[3], 1);
-      s[m][n][0] *= dropout.factor(odd ? a : r.v[0]);
-      s[m][n][1] *= dropout.factor(odd ? b : r.v[1]);
-      s[m][n][2] *= dropout.factor(odd ? r.v[2] : a);
-      s[m][n][3] *= dropout.factor(odd ? r.v[3] : b);
+      float keep[4];
+      draw_rows(dropout, slot + 16 * m, first + 8 * n, keep);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) s[m][n][e] *= keep[e];
     }
   }
 }
 
 /// One tile of queries.
 template <int kD, int kWarps, bool kBias, bool kDropout>
-__device__ void forward_tile(const AttentionFwd& a, const Tile& t, Shared<kD, kWarps>& shared) {
+__device__ void forward_tile(const AttentionFwd& a, const Tile& t, const std::uint64_t* later,
+                             Shared<kD, kWarps>& shared) {
   constexpr int kThreads = kWarps * kWarp;
   const AttentionProblem& p = a.problem;
   const int anchors = anchors_of(p);
@@ -114,7 +111,7 @@ __device__ void forward_tile(const AttentionFwd& a, const Tile& t, Shared<kD, kW
       if (!w.sight.everything(key, key + kKeys<kD>, anchors)) hide(s, w, key, anchors);
       online_softmax(s, kBias ? 1.0f : scale, softmax, shrink);
       scale_rows(o, shrink);
-      if constexpr (kDropout) drop(s, Dropout<float>(p), w.slot, key);
+      if constexpr (kDropout) drop(s, Draws(p, later), w.slot, key);
       add_product<kD>(o, s, shared.v[stage]);
     }
     tile = next;
@@ -126,10 +123,10 @@ __device__ void forward_tile(const AttentionFwd& a, const Tile& t, Shared<kD, kW
 
 template <int kD, int kWarps, bool kBias, bool kDropout>
 __global__ void __launch_bounds__(kWarps* kWarp, kDropout ? 1 : 8 / kWarps)
-    forward(const AttentionFwd a, const TileList tiles) {
+    forward(const AttentionFwd a, const TileList tiles, const std::uint64_t* later) {
   auto& shared = dynamic_shared<Shared<kD, kWarps>>();
   for_tiles<TileOf::queries>(a.problem, tiles, kWarps * kRows, [&](const Tile& t) {
-    forward_tile<kD, kWarps, kBias, kDropout>(a, t, shared);
+    forward_tile<kD, kWarps, kBias, kDropout>(a, t, later, shared);
   });
 }
 
@@ -139,7 +136,7 @@ void run(const AttentionFwd& a) {
   const Tiles tiles(p, TileOf::queries, kWarps * kRows);
   const auto go = [&](auto kernel) {
     launch_shared<Shared<kD, kWarps>>("attention_fwd: mma", kernel, tiles.grid(), kWarps * kWarp, a,
-                                      tiles.list());
+                                      tiles.list(), recorded_streams());
   };
   if (p.dropout > 0) {
     p.key_bias ? go(forward<kD, kWarps, true, true>) : go(forward<kD, kWarps, false, true>);

@@ -1,14 +1,17 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 
 #include "cuda/check.h"
 #include "cuda/device.h"
+#include "cuda/graph.h"
 #include "cuda/kernels.h"
 #include "cuda/staging.h"
 #include "cuda/stream.h"
 #include "tensor/error.h"
+#include "tensor/queue.h"
 
 namespace proteus::cuda {
 namespace {
@@ -29,6 +32,7 @@ cudaError_t try_allocate(void** p, std::size_t bytes) {
 // once they have gone back to the driver.
 void* allocate(std::size_t bytes, int index) {
   check(cudaSetDevice(index), "cudaSetDevice");
+  if (Graph* graph = Graph::recording()) return graph->allocate(bytes);
   void* p = nullptr;
   cudaError_t status = try_allocate(&p, bytes);
   if (status == cudaErrorMemoryAllocation) {
@@ -50,6 +54,8 @@ void* allocate(std::size_t bytes, int index) {
 
 void deallocate(void* p, std::size_t, int index) {
   // Called from destructors, possibly while the process ends: nothing may be thrown.
+  if (free_recorded(p)) return;
+  if (Graph* graph = Graph::recording()) return graph->free_later(p);
   int selected = 0;
   if (cudaGetDevice(&selected) == cudaSuccess && cudaSetDevice(index) == cudaSuccess) {
     try {
@@ -85,6 +91,7 @@ void copy(void* dst, Device dst_device, const void* src, Device src_device, std:
     return copy_between(dst, dst_device.index, src, src_device.index, bytes);
   }
   check(cudaSetDevice(to_device ? dst_device.index : src_device.index), "cudaSetDevice");
+  if (!from_device || !to_device) check_not_recording("a copy to or from the host");
   if (!from_device) {
     copy_to_device(dst, src, bytes);
   } else if (!to_device) {
@@ -96,6 +103,7 @@ void copy(void* dst, Device dst_device, const void* src, Device src_device, std:
 }
 
 void synchronize(int index) {
+  check_not_recording("waiting for the device");
   check(cudaSetDevice(index), "cudaSetDevice");
   check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
 }
@@ -106,6 +114,29 @@ void keep_freed_memory(int index) {
   std::uint64_t all = UINT64_MAX;
   check(cudaMemPoolSetAttribute(default_pool(index), cudaMemPoolAttrReleaseThreshold, &all),
         "cudaMemPoolSetAttribute");
+}
+
+QueueHooks queue_hooks() {
+  QueueHooks hooks;
+  hooks.start_read = [](const void* src, std::size_t bytes, int index) -> void* {
+    check(cudaSetDevice(index), "cudaSetDevice");
+    check_not_recording("a copy to the host");
+    return new PinnedRead(src, bytes);
+  };
+  hooks.finish_read = [](void* read, void* dst, std::size_t bytes) {
+    const std::unique_ptr<PinnedRead> own(static_cast<PinnedRead*>(read));
+    if (dst) own->wait(dst, bytes);
+  };
+  hooks.begin_recording = [](int index) -> void* {
+    check(cudaSetDevice(index), "cudaSetDevice");
+    return new Graph;
+  };
+  hooks.end_recording = [](void* graph) { static_cast<Graph*>(graph)->finish(); };
+  hooks.replay = [](void* graph, std::uint64_t streams) {
+    static_cast<const Graph*>(graph)->replay(streams);
+  };
+  hooks.forget_recording = [](void* graph) { delete static_cast<Graph*>(graph); };
+  return hooks;
 }
 
 void install_kernels() {
@@ -148,6 +179,7 @@ Device device(int index) {
   hooks.synchronize = synchronize;
   hooks.enter_kernel = [](int selected) { check(cudaSetDevice(selected), "cudaSetDevice"); };
   install_device(DeviceType::cuda, hooks);
+  install_queue(DeviceType::cuda, queue_hooks());
   install_kernels();
   return {DeviceType::cuda, index};
 }

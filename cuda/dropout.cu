@@ -1,4 +1,5 @@
 // Dropout of tensor/ops/dropout.h on a GPU: the masks of the CPU, drawn four at a time from Philox.
+#include "cuda/graph.h"
 #include "cuda/kernel.cuh"
 #include "cuda/kernels.h"
 #include "tensor/ops/dropout.h"
@@ -18,6 +19,7 @@ struct DropoutArgs {
   std::uint32_t threshold;
   accum_t<T> scale;
   RngKey key;
+  const std::uint64_t* later;  // added to the key's stream, unless null
 };
 
 template <class T>
@@ -31,8 +33,9 @@ __device__ T dropped(const DropoutArgs<T>& a, T x, T residual, std::uint32_t dra
 template <class T, bool kPacked>
 __global__ void dropout_kernel(const DropoutArgs<T> a) {
   const std::int64_t counters = (a.n + kDraws - 1) / kDraws;
+  const std::uint64_t stream = a.key.stream + (a.later ? *a.later : 0);
   for (std::int64_t u = first_unit(); u < counters; u += unit_step()) {
-    const Philox4 draw = philox(a.key.seed, static_cast<std::uint64_t>(u), a.key.stream);
+    const Philox4 draw = philox(a.key.seed, static_cast<std::uint64_t>(u), stream);
     const std::int64_t i = u * kDraws;
     if (kPacked && i + kDraws <= a.n) {
       auto x = load_pack<kDraws>(a.x + i);
@@ -61,7 +64,8 @@ void dropout_cuda(const DropoutFwd& d) {
                            d.n,
                            d.threshold,
                            static_cast<accum_t<T>>(d.scale),
-                           d.key};
+                           d.key,
+                           recorded_streams()};
     const unsigned grid = blocks_for(ceil_div(d.n, kDraws));
     if (can_pack<T, kDraws>(a.x, a.residual, a.y)) {
       launch("dropout_fwd", dropout_kernel<T, true>, grid, kBlock, 0, a);

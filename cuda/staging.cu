@@ -4,6 +4,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #include "cuda/check.h"
 #include "cuda/staging.h"
@@ -12,7 +13,8 @@
 namespace proteus::cuda {
 namespace {
 
-constexpr std::size_t kPieceBytes = std::size_t{1} << 22;  // long enough to hide its start
+constexpr std::size_t kPieceBytes = std::size_t{1} << 20;  // long enough to hide its start
+constexpr std::size_t kPieces = 8;
 
 // A pinned buffer, and the event after which it may be used again.
 struct Piece {
@@ -22,10 +24,11 @@ struct Piece {
   Piece() { check(cudaMallocHost(&data, kPieceBytes), "cudaMallocHost"); }
 };
 
-// Two pieces of a device: one is filled or emptied by the host while the other is on its way.
+// The pieces of a device: some are filled or emptied by the host while others are on their way. The
+// few small copies that begin a step wait for none of those of the step before.
 struct Pieces {
   std::mutex mutex;
-  std::array<Piece, 2> piece;
+  std::array<Piece, kPieces> piece;
   std::size_t next = 0;
 
   Piece& take() { return piece[next++ % piece.size()]; }
@@ -40,7 +43,34 @@ Pieces& pieces() {
   return *found;
 }
 
+// Pinned buffers that no read has at the moment: freeing one would wait for the device.
+struct Buffers {
+  std::mutex mutex;
+  std::vector<std::unique_ptr<PinnedBuffer>> free;
+};
+
+Buffers& buffers() {
+  static auto* b = new Buffers;  // outlives the driver
+  return *b;
+}
+
+std::unique_ptr<PinnedBuffer> take_buffer(std::size_t bytes) {
+  constexpr std::size_t kSmallest = 256;
+  const std::lock_guard lock(buffers().mutex);
+  auto& free = buffers().free;
+  const auto fits =
+      std::find_if(free.begin(), free.end(), [&](const auto& b) { return b->bytes >= bytes; });
+  if (fits == free.end()) return std::make_unique<PinnedBuffer>(std::max(bytes, kSmallest));
+  auto found = std::move(*fits);
+  free.erase(fits);
+  return found;
+}
+
 }  // namespace
+
+PinnedBuffer::PinnedBuffer(std::size_t size) : bytes(size) {
+  check(cudaMallocHost(&data, bytes), "cudaMallocHost");
+}
 
 void copy_to_device(void* dst, const void* src, std::size_t bytes) {
   Pieces& p = pieces();
@@ -85,6 +115,28 @@ void copy_to_host(void* dst, const void* src, std::size_t bytes) {
     }
     before = queued;
   }
+}
+
+PinnedRead::PinnedRead(const void* src, std::size_t bytes) : buffer_(take_buffer(bytes)) {
+  const cudaStream_t stream = current_stream();
+  check(cudaMemcpyAsync(buffer_->data, src, bytes, cudaMemcpyDeviceToHost, stream),
+        "cudaMemcpyAsync");
+  buffer_->done.record(stream);
+}
+
+PinnedRead::~PinnedRead() {
+  try {
+    buffer_->done.synchronize();  // a read that was dropped may still be on its way
+  } catch (const DeviceError&) {
+    cudaGetLastError();  // a destructor throws nothing; the next call reports the device's state
+  }
+  const std::lock_guard lock(buffers().mutex);
+  buffers().free.push_back(std::move(buffer_));
+}
+
+void PinnedRead::wait(void* dst, std::size_t bytes) const {
+  buffer_->done.synchronize();
+  std::memcpy(dst, buffer_->data, bytes);
 }
 
 }  // namespace proteus::cuda

@@ -3,6 +3,9 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
+
+#include "cuda/stream.h"
 
 namespace proteus::cuda {
 
@@ -10,5 +13,29 @@ namespace proteus::cuda {
 void copy_to_device(void* dst, const void* src, std::size_t bytes);
 /// Copies from the selected device and waits for the data.
 void copy_to_host(void* dst, const void* src, std::size_t bytes);
+
+/// Pinned memory and the event after which it was written; kept for the next read.
+struct PinnedBuffer {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+  Event done;
+
+  explicit PinnedBuffer(std::size_t size);
+};
+
+/// A few bytes on their way from the selected device to pinned memory.
+class PinnedRead {
+ public:
+  PinnedRead(const void* src, std::size_t bytes);
+  ~PinnedRead();
+  PinnedRead(const PinnedRead&) = delete;
+  PinnedRead& operator=(const PinnedRead&) = delete;
+
+  /// Waits for them.
+  void wait(void* dst, std::size_t bytes) const;
+
+ private:
+  std::unique_ptr<PinnedBuffer> buffer_;
+};
 
 }  // namespace proteus::cuda
