@@ -96,11 +96,13 @@ OpFamily optim_family() {
   for (const std::int64_t n : {1, 17, 20000, 4000000}) {
     for (OpCase c : {optim_case("adamw", "adamw_step", n, run_adamw),
                      optim_case("sgd", "sgd_step", n, run_sgd),
-                     optim_case("squared_norm", "squared_norm", n, run_norm),
-                     optim_case("step_scale", "step_scale", n, run_scale)}) {
+                     optim_case("squared_norm", "squared_norm", n, run_norm)}) {
       c.bench_only = n > 100000;
       family.cases.push_back(c);
     }
+  }
+  for (const std::int64_t batches : {1, 2, 17}) {
+    family.cases.push_back(optim_case("step_scale", "step_scale", batches, run_scale));
   }
   const auto make = [](const AdamWConfig& config) {
     AdamW({{"x", Variable(Tensor::zeros({2}), true), true}}, config);
