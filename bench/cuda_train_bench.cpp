@@ -4,7 +4,8 @@
 //   cuda_train_bench [--model gpt2|baby] [--arm ARM] [--dtype bf16|f32] [--steps N] [--by-slot]
 //   [--eager]
 // Random tokens, everything that `proteus train` does in a step. tokens/s is over N steps after a
-// warm-up, GB the most that was in use at once, TFLOP/s three times the forward products of the
+// warm-up, GB the most that tensors had at once, the steps of the warm-up included (memory of a
+// recorded step is counted while it is recorded), TFLOP/s three times the forward products of the
 // model (causal pairs only). --by-slot times every kernel call of one step on its own instead;
 // --eager queues every step anew where it would be replayed.
 #include <chrono>
@@ -88,6 +89,7 @@ struct Run {
     trainer = std::make_unique<Trainer>(*model, config, [this](std::int64_t i) {
       return batches[static_cast<std::size_t>(i % kBatches)];
     });
+    reset_peak_memory(DeviceType::cuda);
     steps(kWarmup);
     synchronize(device);
   }
@@ -108,7 +110,6 @@ void measure(const Model& m, const std::string& arm, const std::string& dtype, i
              bool record, Device device) {
   using Clock = std::chrono::steady_clock;
   const Run run(m, arm, dtype, record, device);
-  reset_peak_memory(DeviceType::cuda);
   const auto start = Clock::now();
   run.steps(steps);
   synchronize(device);

@@ -157,6 +157,34 @@ struct StoreGains {
 // The longest row whose gradient is made in one pass: a lane holds 32 elements of it.
 constexpr std::int64_t kHeldRow = 1024;
 
+/// The first column of a lane's i-th pack.
+template <int V>
+__device__ int held_column(int i) {
+  return (i * kWarp + static_cast<int>(threadIdx.x) % kWarp) * V;
+}
+
+// out[c] = Σ over the warps of a block, in order, of what their lanes hold of column c.
+template <int V, int kElements, class A>
+__device__ void store_block_sums(const A (&held)[kElements], std::int64_t C, A* out) {
+  constexpr int kWarps = kBlock / kWarp;
+  __shared__ A sums[kWarps][kHeldRow];
+  __syncthreads();  // those of the call before have been read
+#pragma unroll
+  for (int i = 0; i < kElements / V; ++i) {
+    const int column = held_column<V>(i);
+    if (column >= C) continue;
+#pragma unroll
+    for (int j = 0; j < V; ++j) sums[threadIdx.x / kWarp][column + j] = held[i * V + j];
+  }
+  __syncthreads();
+  for (std::int64_t c = threadIdx.x; c < C; c += kBlock) {
+    A sum = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) sum += sums[w][c];
+    out[c] = sum;
+  }
+}
+
 // dx, and the block's part of Σ dy·x̂ and Σ dy in the same pass: a warp holds a row, and its lanes
 // the sums of their columns over the rows [blockIdx.x·rows_each, …) of the block. The warps' sums
 // are added in order. partial [blocks, 2, C].
@@ -165,10 +193,8 @@ __global__ void __launch_bounds__(kBlock)
     norm_bwd_held_kernel(const NormGradArgs<T> a, std::int64_t rows_each, accum_t<T>* partial) {
   using A = accum_t<T>;
   constexpr int kWarps = kBlock / kWarp;
-  __shared__ A sums[kWarps][kHeldRow];
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  const auto column = [](int i) { return held_column<V>(i); };
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const auto column = [&](int i) { return (i * kWarp + lane) * V; };
   Pack<T, V> gamma[kPacks];
 #pragma unroll
   for (int i = 0; i < kPacks; ++i) {
@@ -219,25 +245,8 @@ __global__ void __launch_bounds__(kBlock)
       store_pack(a.dx + row * a.C + column(i), dx);
     }
   }
-#pragma unroll
-  for (int k = 0; k < 2; ++k) {
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kPacks; ++i) {
-      if (column(i) >= a.C) continue;
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        sums[warp][column(i) + j] = k == 0 ? gain[i * V + j] : shift[i * V + j];
-      }
-    }
-    __syncthreads();
-    for (std::int64_t c = threadIdx.x; c < a.C; c += kBlock) {
-      A sum = 0;
-#pragma unroll
-      for (int w = 0; w < kWarps; ++w) sum += sums[w][c];
-      partial[(blockIdx.x * 2 + k) * a.C + c] = sum;
-    }
-  }
+  store_block_sums<V>(gain, a.C, partial + 2 * blockIdx.x * a.C);
+  store_block_sums<V>(shift, a.C, partial + (2 * blockIdx.x + 1) * a.C);
 }
 
 template <class T, bool kCentre>

@@ -156,7 +156,7 @@ TEST(CudaTraining, NumbersThatWentBadAreFoundLaterAndChangeNothing) {
 TEST(CudaGraph, CopiesToTheHostCannotBeRecorded) {
   PROTEUS_NEED_GPU();
   const Device device = cuda::device(0);
-  const Tensor x = Tensor::full({4}, 2, DType::f32, device);
+  const Tensor x = Tensor::full({}, 2, DType::f32, device);
   try {
     const Recording recording(device, [&] { x.item(); });
     FAIL() << "no error";
@@ -164,7 +164,7 @@ TEST(CudaGraph, CopiesToTheHostCannotBeRecorded) {
     EXPECT_NE(std::string(error.what()).find("cannot be recorded"), std::string::npos)
         << error.what();
   }
-  EXPECT_EQ(x.to_vector(), (std::vector<double>{2, 2, 2, 2}));
+  EXPECT_EQ(x.item(), 2);
 }
 
 TEST(CudaGraph, ReplaysReadWhatIsThereNow) {
