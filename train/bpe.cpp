@@ -9,6 +9,7 @@
 #include <set>
 
 #include "tensor/error.h"
+#include "train/json_file.h"
 #include "train/utf8.h"
 #include "train/word_split.h"
 
@@ -73,12 +74,6 @@ bool read_written(std::string_view text, std::string& bytes) {
 
 [[noreturn]] void fail(const std::string& source, std::string_view what) {
   throw FileError(fmt::format("{}: {}", source, what));
-}
-
-Json parsed(std::string_view text, const std::string& source) {
-  Json json = Json::parse(text, nullptr, false);
-  if (json.is_discarded()) fail(source, "not JSON");
-  return json;
 }
 
 std::map<std::string, std::int64_t> read_vocab(const Json& json, const std::string& source) {
@@ -184,7 +179,7 @@ void Bpe::add_merge(std::int32_t left, std::int32_t right, std::int32_t id) {
 }
 
 Bpe Bpe::from_tokenizer_json(std::string_view text, const std::string& source) {
-  const Json json = parsed(text, source);
+  const Json json = parse_json_file(text, source);
   check_kind(json, source);
   const Json& model = json["model"];
   if (!model.contains("vocab")) fail(source, "model.vocab: expected an object of token: id");
@@ -224,7 +219,7 @@ Bpe Bpe::from_vocab_and_merges(std::string_view vocab, std::string_view merges,
     if (!line.empty() && !version) pairs.push_back(split_merge(line, source));
     begin = end + 1;
   }
-  const auto ids = read_vocab(parsed(vocab, source), source);
+  const auto ids = read_vocab(parse_json_file(vocab, source), source);
   // GPT-2's files list their one special token among the others.
   std::map<std::string, std::int64_t> specials;
   if (const auto it = ids.find("<|endoftext|>"); it != ids.end()) specials.insert(*it);

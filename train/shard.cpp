@@ -8,7 +8,7 @@
 #include <filesystem>
 
 #include "tensor/error.h"
-#include "train/report.h"
+#include "train/file_ops.h"
 
 namespace proteus {
 namespace {

@@ -13,8 +13,8 @@
 #include "optim/schedule.h"
 #include "optim/sgd.h"
 #include "tensor/error.h"
-#include "train/json_file.h"
 #include "tensor/ops/embedding.h"
+#include "train/json_file.h"
 #include "train/models.h"
 
 namespace proteus {

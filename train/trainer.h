@@ -116,9 +116,9 @@ class Trainer {
   BatchSource batch_;
   std::unique_ptr<Optimizer> optimizer_;
   std::int64_t batches_ = 0;  ///< taken so far
-  Tensor losses_;        // f64 [grad_accum]
-  Tensor squared_norm_;  // f64 [1]
-  Tensor report_;        // f64 [2]
+  Tensor losses_;             // f64 [grad_accum]
+  Tensor squared_norm_;       // f64 [1]
+  Tensor report_;             // f64 [2]
   std::deque<Pending> pending_;
   std::unique_ptr<Recorded> recorded_;
   std::int64_t eager_steps_ = 0;

@@ -8,6 +8,7 @@
 #include "tensor/error.h"
 #include "train/commands.h"
 #include "train/commands/text.h"
+#include "train/file_ops.h"
 #include "train/memory.h"
 #include "train/report.h"
 #include "train/utf8.h"
