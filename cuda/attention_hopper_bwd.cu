@@ -37,11 +37,11 @@ struct Shared {
   alignas(1024) bf16 moving_a[kStages<kD>][kMoving * kD];
   alignas(1024) bf16 moving_b[kStages<kD>][kMoving * kD];
   alignas(1024) bf16 out[kFixed * kD];
-  alignas(16) float lse[kStages<kD>][kColumnValues];
-  float delta[kStages<kD>][kColumnValues];
-  float bias[kStages<kD>][kColumnValues];  // of moving keys
-  int lo[kStages<kD>][kColumnValues];
-  int hi[kStages<kD>][kColumnValues];
+  float lse[kStages<kD>][kMoving];
+  float delta[kStages<kD>][kMoving];
+  float bias[kStages<kD>][kMoving];  // of moving keys
+  int lo[kStages<kD>][kMoving];
+  int hi[kStages<kD>][kMoving];
   Work work[kWorkStages];
   Barrier fixed_full, fixed_empty;
   Barrier full[kStages<kD>], empty[kStages<kD>];
@@ -104,13 +104,12 @@ __device__ void copy_stats(const AttentionProblem& p, const AttentionSegment& s,
   const int i = static_cast<int>(threadIdx.x) % kMoving;
   const bool inside = i < count;
   const std::int64_t at = first + (inside ? i : 0);
-  const int to = place_of_column(i);
   if (threadIdx.x < kMoving) {
-    copy_async_4(&shared.lse[stage][to], stats.lse + s.slot + at, inside);
-    copy_async_4(&shared.delta[stage][to], stats.delta + s.slot + at, inside);
+    copy_async_4(&shared.lse[stage][i], stats.lse + s.slot + at, inside);
+    copy_async_4(&shared.delta[stage][i], stats.delta + s.slot + at, inside);
   } else {
-    copy_async_4(&shared.lo[stage][to], p.lo + s.range + at, inside);
-    copy_async_4(&shared.hi[stage][to], p.hi + s.range + at, inside);
+    copy_async_4(&shared.lo[stage][i], p.lo + s.range + at, inside);
+    copy_async_4(&shared.hi[stage][i], p.hi + s.range + at, inside);
   }
 }
 
@@ -121,7 +120,7 @@ __device__ void copy_bias(const AttentionProblem& p, const AttentionSegment& s, 
   const int i = static_cast<int>(threadIdx.x);
   if (i >= kMoving) return;
   const auto* bias = static_cast<const float*>(p.key_bias) + s.k_row + first;
-  copy_async_4(&shared.bias[stage][place_of_column(i)], bias + (i < count ? i : 0), i < count);
+  copy_async_4(&shared.bias[stage][i], bias + (i < count ? i : 0), i < count);
 }
 
 template <int kD, Pass kPass, bool kBias>
@@ -183,12 +182,14 @@ struct Mine {
   __device__ Mine() : group(warp_id() / 4 - 1), first(group * kGroupRows + warp_id() % 4 * 16) {}
 };
 
-/// The rows that stay, as left operands of S and dP. They are given back when the tile is done.
+/// The rows that stay, as left operands of S and dP, read from shared memory: ptxas 13.0 gives the
+/// registers of a left operand that stays in them through the loop to the packed weights of the
+/// sums, and from the second tile on multiplies those (seen in the disassembly).
 template <int kD>
 struct FixedRows {
   const bf16* a;
   const bf16* b;
-  __device__ FixedRows(Shared<kD>& shared, const Mine& mine, const AttentionProblem&)
+  __device__ FixedRows(Shared<kD>& shared, const Mine& mine)
       : a(shared.fixed_a + mine.group * kGroupRows * kSwizzledWidth),
         b(shared.fixed_b + mine.group * kGroupRows * kSwizzledWidth) {}
   __device__ void start(Accumulator<1, kColumns>& s, Accumulator<1, kColumns>& dp,
@@ -196,42 +197,7 @@ struct FixedRows {
     start_scores<kD, kFixed>(s, a, shared.moving_a[stage]);
     start_scores<kD, kFixed>(dp, b, shared.moving_b[stage]);
   }
-  __device__ void renew() {}
   __device__ void done(Shared<kD>& shared) const { release(&shared.fixed_empty); }
-};
-
-/// At width 64 registers hold them, which halves what is read from shared memory, and the next
-/// tile's can come at once. ptxas 13.0 forgets that a left operand which nothing in the loop writes
-/// is read again: it gives its registers to the packed weights of the sums, and from the second
-/// tile on multiplies those (seen in the disassembly). So they are written for every tile, with
-/// what they are, by way of a zero that the compiler cannot know.
-template <>
-struct FixedRows<64> {
-  HeldRows<64, 1> a, b;
-  std::uint32_t zero;
-  __device__ FixedRows(Shared<64>& shared, const Mine& mine, const AttentionProblem& p)
-      : a(shared.fixed_a, mine.first),
-        b(shared.fixed_b, mine.first),
-        zero(p.dropout != 0 ? 1 : 0) {  // hopper_bwd_fits() takes none
-    release(&shared.fixed_empty);
-  }
-  __device__ void start(Accumulator<1, kColumns>& s, Accumulator<1, kColumns>& dp,
-                        const Shared<64>& shared, int stage) const {
-    start_scores(s, a, shared.moving_a[stage]);
-    start_scores(dp, b, shared.moving_b[stage]);
-  }
-  /// While no product reads them.
-  __device__ void renew() {
-#pragma unroll
-    for (int d = 0; d < 64 / 16; ++d) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        a.held[d][0][e] ^= zero;
-        b.held[d][0][e] ^= zero;
-      }
-    }
-  }
-  __device__ void done(Shared<64>&) const {}
 };
 
 /// The stage whose tile the products in flight still read.
@@ -281,7 +247,7 @@ __device__ void consume_keys(const AttentionBwd& a, const Work& work, Shared<kD>
   const Tile& t = work.tile;
   const int anchors = anchors_of(p);
   const Mine mine;
-  FixedRows<kD> fixed(shared, mine, p);
+  const FixedRows<kD> fixed(shared, mine);
   InFlight<kD> in_flight(shared);
   const int group_key = static_cast<int>(t.first) + mine.group * kGroupRows;
   const int key = static_cast<int>(t.first) + mine.first;
@@ -297,9 +263,8 @@ __device__ void consume_keys(const AttentionBwd& a, const Work& work, Shared<kD>
     const std::int64_t left = work.end - work.begin - static_cast<std::int64_t>(n) * kMoving;
     const int last = static_cast<int>(min(std::int64_t{kMoving}, left)) - 1;
     wait_at(&shared.full[stage], ring.parity);
-    const int end = place_of_column(last);
-    const Sight sight{shared.lo[stage][0], shared.hi[stage][0], shared.lo[stage][end],
-                      shared.hi[stage][end]};
+    const Sight sight{shared.lo[stage][0], shared.hi[stage][0], shared.lo[stage][last],
+                      shared.hi[stage][last]};
     if (sight.nothing(group_key, group_key + kGroupRows, anchors)) {
       wgmma_wait<0>();
       in_flight.give_back();
@@ -324,7 +289,6 @@ __device__ void consume_keys(const AttentionBwd& a, const Work& work, Shared<kD>
     slopes(dp, s, stats);
     bias.add(dp);
     pack_blocks(slope, dp);
-    fixed.renew();
     start_sums<kD>(dk, slope, shared.moving_a[stage]);
     in_flight.set(stage);
     if constexpr (!kOverlap<kD>) {
@@ -346,7 +310,7 @@ __device__ void consume_queries(const AttentionBwd& a, const Stats& all_stats, c
   const Tile& t = work.tile;
   const int anchors = anchors_of(p);
   const Mine mine;
-  FixedRows<kD> fixed(shared, mine, p);
+  const FixedRows<kD> fixed(shared, mine);
   InFlight<kD> in_flight(shared);
   const WarpQueries w(p, t, mine.first, 16);
   const RowStats stats(all_stats, w);
@@ -375,7 +339,6 @@ __device__ void consume_queries(const AttentionBwd& a, const Stats& all_stats, c
     wgmma_wait<0>();
     slopes(dp, s, stats);
     pack_blocks(slope, dp);
-    fixed.renew();
     start_sums<kD>(dq, slope, shared.moving_a[stage]);
     in_flight.set(stage);
   }

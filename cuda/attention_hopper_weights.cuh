@@ -3,8 +3,6 @@
 // queries, the bias to keys; either are the rows or the columns.
 #pragma once
 
-#include <bit>
-
 #include "cuda/hopper_pipeline.cuh"
 
 namespace proteus::cuda {
@@ -18,49 +16,36 @@ struct Stats {
   const float* delta;
 };
 
-// What is known of the columns of a tile lies in shared memory by lane: that of a lane's columns
-// side by side, with a gap against bank conflicts.
-constexpr int kLaneColumns = 2 * kColumns;
-constexpr int kLaneStride = kLaneColumns + 4;
-constexpr int kColumnValues = 4 * kLaneStride;
-__device__ inline int place_of_column(int i) { return i % 8 / 2 * kLaneStride + i / 8 * 2 + i % 2; }
-
-/// That of a lane's columns, in 16 bytes at a time: column e of block n is value 2·n + e.
-template <class T>
-struct ColumnsOfLane {
-  T value[kLaneColumns];
-  __device__ explicit ColumnsOfLane(const T* of_tile) {
-    const T* own = of_tile + lane_id() % 4 * kLaneStride;
-#pragma unroll
-    for (int i = 0; i < kLaneColumns; i += 4) {
-      const uint4 four = *reinterpret_cast<const uint4*>(own + i);
-      const std::uint32_t bits[] = {four.x, four.y, four.z, four.w};
-#pragma unroll
-      for (int k = 0; k < 4; ++k) value[i + k] = std::bit_cast<T>(bits[k]);
-    }
-  }
-};
-
 /// −inf where a query (a column) does not see a key (a row, counted from `key`).
 __device__ inline void hide_queries(Accumulator<1, kColumns>& s, const int* all_lo,
                                     const int* all_hi, int key, int anchors) {
-  const ColumnsOfLane<int> lo(all_lo);
-  const ColumnsOfLane<int> hi(all_hi);
 #pragma unroll
   for (int n = 0; n < kColumns; ++n) {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int i = 2 * n + e % 2;
-      const int j = key + 8 * (e / 2) + lane_id() / 4;
-      if (!sees(j, lo.value[i], hi.value[i], anchors)) s[0][n][e] = -kInfinity<float>;
+    for (int e = 0; e < 2; ++e) {
+      const int i = 8 * n + lane_id() % 4 * 2 + e;
+      const int lo = all_lo[i];
+      const int hi = all_hi[i];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int j = key + 8 * h + lane_id() / 4;
+        if (!sees(j, lo, hi, anchors)) s[0][n][2 * h + e] = -kInfinity<float>;
+      }
     }
   }
 }
 
-/// Log-sum-exp and δ of the queries of a tile's columns.
+/// Log-sum-exp (in units of log₂) and δ of the queries of a lane's sums: of its columns, or of its
+/// rows.
 struct ColumnStats {
-  const float* lse;
-  const float* delta;
+  const float* all_lse;
+  const float* all_delta;
+  __device__ float2 lse(int n) const { return pair(all_lse, n, kLog2E); }
+  __device__ float2 delta(int n) const { return pair(all_delta, n, 1); }
+  __device__ static float2 pair(const float* x, int n, float factor) {
+    const float2 two = *reinterpret_cast<const float2*>(x + 8 * n + lane_id() % 4 * 2);
+    return {two.x * factor, two.y * factor};
+  }
 };
 
 /// The bias of a lane's keys where they stay, in units of log₂, and its gradient.
@@ -103,12 +88,12 @@ struct RowBias {
 template <bool kBias>
 __device__ void weigh(Accumulator<1, kColumns>& s, float scale, const ColumnStats& stats,
                       const RowBias<kBias>& row) {
-  const ColumnsOfLane<float> lse(stats.lse);
 #pragma unroll
   for (int n = 0; n < kColumns; ++n) {
+    const float2 lse = stats.lse(n);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const float shift = -lse.value[2 * n + e % 2] * kLog2E;
+      const float shift = e % 2 == 0 ? -lse.x : -lse.y;
       s[0][n][e] = exp2_fast(fmaf(s[0][n][e], scale, kBias ? row.bias[e / 2] + shift : shift));
     }
   }
@@ -116,17 +101,17 @@ __device__ void weigh(Accumulator<1, kColumns>& s, float scale, const ColumnStat
 /// dp ← s·(dp − δ).
 __device__ inline void slopes(Accumulator<1, kColumns>& dp, const Accumulator<1, kColumns>& s,
                               const ColumnStats& stats) {
-  const ColumnsOfLane<float> delta(stats.delta);
 #pragma unroll
   for (int n = 0; n < kColumns; ++n) {
+    const float2 delta = stats.delta(n);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      dp[0][n][e] = s[0][n][e] * (dp[0][n][e] - delta.value[2 * n + e % 2]);
+      dp[0][n][e] = s[0][n][e] * (dp[0][n][e] - (e % 2 == 0 ? delta.x : delta.y));
     }
   }
 }
 
-/// Log-sum-exp (in units of log₂) and δ of a lane's queries where they stay.
+/// The same by row.
 struct RowStats {
   float lse[2], delta[2];
   __device__ RowStats(const Stats& stats, const WarpQueries& w) {
@@ -139,27 +124,21 @@ struct RowStats {
     }
   }
 };
-/// The same by row, with the bias of the columns.
+/// `bias` of the columns, null for none.
 template <bool kBias>
 __device__ void weigh(Accumulator<1, kColumns>& s, float scale, const RowStats& stats,
                       const float* bias) {
-  if constexpr (kBias) {
-    const ColumnsOfLane<float> column(bias);
 #pragma unroll
-    for (int n = 0; n < kColumns; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const float shift = fmaf(column.value[2 * n + e % 2], kLog2E, -stats.lse[e / 2]);
-        s[0][n][e] = exp2_fast(fmaf(s[0][n][e], scale, shift));
-      }
+  for (int n = 0; n < kColumns; ++n) {
+    float2 two{0, 0};
+    if constexpr (kBias) {
+      two = *reinterpret_cast<const float2*>(bias + 8 * n + lane_id() % 4 * 2);
     }
-  } else {
 #pragma unroll
-    for (int n = 0; n < kColumns; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        s[0][n][e] = exp2_fast(fmaf(s[0][n][e], scale, -stats.lse[e / 2]));
-      }
+    for (int e = 0; e < 4; ++e) {
+      const float shift = -stats.lse[e / 2];
+      const float column = e % 2 == 0 ? two.x : two.y;
+      s[0][n][e] = exp2_fast(fmaf(s[0][n][e], scale, kBias ? fmaf(column, kLog2E, shift) : shift));
     }
   }
 }

@@ -115,18 +115,6 @@ __device__ inline void start_scores(Accumulator<1, kColumns>& s, const bf16* a, 
   wgmma_commit();
 }
 
-/// The same at width 64 with the warp's 16 rows of a in registers.
-template <int kColumns>
-__device__ inline void start_scores(Accumulator<1, kColumns>& s,
-                                    const HeldRows<kSwizzledWidth, 1>& a, const bf16* b) {
-  wgmma_fence();
-#pragma unroll
-  for (int d = 0; d < kSwizzledWidth / 16; ++d) {
-    wgmma(s[0], a.held[d][0], descriptor(b + d * 16, 16), d > 0);
-  }
-  wgmma_commit();
-}
-
 /// Starts sums += p·b, where b has 16·kBlocks rows, and closes the group.
 template <int kD, int kBlocks>
 __device__ inline void start_sums(Accumulator<1, kD / 8>& sums,

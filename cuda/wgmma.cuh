@@ -72,17 +72,6 @@ __device__ inline void wgmma(float (&c)[8][4], std::uint64_t a, std::uint64_t b,
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
 
-/// The same with A in registers.
-__device__ inline void wgmma(float (&c)[8][4], const std::uint32_t (&a)[4], std::uint64_t b,
-                             bool add) {
-  asm volatile(
-      "{.reg .pred p; setp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PROTEUS_ACCUMULATORS_32
-      ", {%32, %33, %34, %35}, %36, p, 1, 1, 0;}"
-      : PROTEUS_BLOCKS_8(c, 0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<int>(add)));
-}
-
 /// c [64, 128] += A·B; A in registers, B transposed: k across its rows.
 __device__ inline void wgmma(float (&c)[16][4], const std::uint32_t (&a)[4], std::uint64_t b) {
   asm volatile(
