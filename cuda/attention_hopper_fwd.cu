@@ -43,7 +43,6 @@ struct Shared {
   alignas(1024) bf16 k[P::kStages][kKeys * kD];
   alignas(1024) bf16 v[P::kStages][kKeys * kD];
   alignas(1024) bf16 out[P::kRows * kD];
-  alignas(16) float bias[P::kStages][kKeys];
   Work<P::kConsumers> work[kWorkStages];
   Barrier q_full, q_empty;
   Barrier k_full[P::kStages], k_empty[P::kStages];
@@ -91,14 +90,7 @@ __device__ void take_work(const AttentionProblem& p, const TileList& tiles,
   release(full);
 }
 
-/// Starts copying the bias of the keys of a tile, one number a thread.
-__device__ inline void copy_bias(float* to, const void* bias, std::int64_t row, int count) {
-  static_assert(kKeys == kGroup);
-  const int i = static_cast<int>(threadIdx.x);
-  copy_async_4(to + i, static_cast<const float*>(bias) + row + (i < count ? i : 0), i < count);
-}
-
-template <int kD, bool kBias>
+template <int kD>
 __device__ void produce(const AttentionFwd& a, const TileList& tiles, Shared<kD>& shared) {
   using P = Plan<kD>;
   const AttentionProblem& p = a.problem;
@@ -126,9 +118,6 @@ __device__ void produce(const AttentionFwd& a, const TileList& tiles, Shared<kD>
       const int count = static_cast<int>(t.s.k_count - key);
       copies.wait_for(&shared.k_empty[ring.stage], ring.parity ^ 1);
       copy_halves<kKeys, kD>(shared.k[ring.stage], p.k, t.s.head, t.s.k_row + key, count);
-      if constexpr (kBias) {
-        copy_bias(shared.bias[ring.stage], p.key_bias, t.s.k_row + key, count);
-      }
       copies.start(&shared.k_full[ring.stage]);
       copies.wait_for(&shared.v_empty[ring.stage], ring.parity ^ 1);
       copy_halves<kKeys, kD>(shared.v[ring.stage], p.v, t.s.head, t.s.k_row + key, count);
@@ -153,17 +142,6 @@ struct Queries {
   Accumulator<1, kD / 8> o;
   Accumulator<1, kKeys / 8> s;
 
-  /// Adds the bias of the tile's keys to scores that are scaled afterwards.
-  __device__ void add_bias(const float* bias, float unscaled) {
-#pragma unroll
-    for (int n = 0; n < kKeys / 8; ++n) {
-      const float2 two = *reinterpret_cast<const float2*>(bias + 8 * n + lane_id() % 4 * 2);
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        s[0][n][e] = fmaf(e % 2 == 0 ? two.x : two.y, unscaled, s[0][n][e]);
-      }
-    }
-  }
   /// Scores of a tile of keys → weights.
   __device__ void weigh(int tile) {
     const int key = tile * kKeys;
@@ -182,26 +160,18 @@ __device__ void pass_by(Shared<kD>& shared, Ring<Plan<kD>::kStages>& ring) {
   ring.next();
 }
 
-/// Scores of a tile are there: K and its bias are given back, and the scores become weights.
-template <int kD, bool kBias>
-__device__ void weigh_scores(Queries<kD>& x, int tile, float unscaled, Shared<kD>& shared,
-                             int stage) {
-  if constexpr (kBias) x.add_bias(shared.bias[stage], unscaled);
-  release(&shared.k_empty[stage]);
-  x.weigh(tile);
-}
-
 /// Goes from `tile` through the tiles of keys that the group sees and returns the one after them. K
 /// and V have the same ring; V's stage is given back one step later.
-template <int kD, bool kBias>
-__device__ int attend(Queries<kD>& x, const KeyWalk& walk, int tile, float unscaled,
-                      Shared<kD>& shared, Ring<Plan<kD>::kStages>& ring) {
+template <int kD>
+__device__ int attend(Queries<kD>& x, const KeyWalk& walk, int tile, Shared<kD>& shared,
+                      Ring<Plan<kD>::kStages>& ring) {
   constexpr int kRows = Plan<kD>::kRows;
   std::uint32_t weights[kKeys / 16][4];
   wait_at(&shared.k_full[ring.stage], ring.parity);
   start_scores<kD, kRows>(x.s, x.q, shared.k[ring.stage]);
   wgmma_wait<0>();
-  weigh_scores<kD, kBias>(x, tile, unscaled, shared, ring.stage);
+  release(&shared.k_empty[ring.stage]);
+  x.weigh(tile);
   pack_blocks(weights, x.s);
   auto before = ring;
   ring.next();
@@ -212,7 +182,8 @@ __device__ int attend(Queries<kD>& x, const KeyWalk& walk, int tile, float unsca
     wait_at(&shared.v_full[before.stage], before.parity);
     start_sums<kD>(x.o, weights, shared.v[before.stage]);
     wgmma_wait<1>();
-    weigh_scores<kD, kBias>(x, tile, unscaled, shared, ring.stage);
+    release(&shared.k_empty[ring.stage]);
+    x.weigh(tile);
     wgmma_wait<0>();
     release(&shared.v_empty[before.stage]);
     scale_rows(x.o, x.shrink);
@@ -228,7 +199,7 @@ __device__ int attend(Queries<kD>& x, const KeyWalk& walk, int tile, float unsca
   return tile;
 }
 
-template <int kD, bool kBias>
+template <int kD>
 __device__ void consume_tile(const AttentionFwd& a, const Work<Plan<kD>::kConsumers>& work,
                              Shared<kD>& shared, Ring<Plan<kD>::kStages>& ring, int q_parity) {
   const AttentionProblem& p = a.problem;
@@ -247,7 +218,7 @@ __device__ void consume_tile(const AttentionFwd& a, const Work<Plan<kD>::kConsum
   wait_at(&shared.q_full, q_parity);
   for (; tile < walk.end && !seen(); tile = walk.next(tile)) pass_by(shared, ring);
   if (tile < walk.end) {
-    tile = attend<kD, kBias>(x, walk, tile, static_cast<float>(1 / p.scale), shared, ring);
+    tile = attend(x, walk, tile, shared, ring);
   } else {
     release(&shared.q_empty);
   }
@@ -255,7 +226,7 @@ __device__ void consume_tile(const AttentionFwd& a, const Work<Plan<kD>::kConsum
   finish<kD>(a, t, x.w, first, x.softmax, x.o, shared.out + first * kD);
 }
 
-template <int kD, bool kBias>
+template <int kD>
 __device__ void consume(const AttentionFwd& a, Shared<kD>& shared) {
   using P = Plan<kD>;
   Ring<kWorkStages> work_ring;
@@ -265,14 +236,14 @@ __device__ void consume(const AttentionFwd& a, Shared<kD>& shared) {
     wait_at(&shared.work_full[work_ring.stage], work_ring.parity);
     const auto& work = shared.work[work_ring.stage];
     if (work.over) break;
-    consume_tile<kD, kBias>(a, work, shared, ring, q_ring.parity);
+    consume_tile<kD>(a, work, shared, ring, q_ring.parity);
     release(&shared.work_empty[work_ring.stage]);
     work_ring.next();
     q_ring.next();
   }
 }
 
-template <int kD, bool kBias>
+template <int kD>
 __global__ void __launch_bounds__(Plan<kD>::kThreads, 1)
     forward(const AttentionFwd a, const TileList tiles) {
   using P = Plan<kD>;
@@ -281,36 +252,29 @@ __global__ void __launch_bounds__(Plan<kD>::kThreads, 1)
   __syncthreads();
   if (warp_id() < kGroup / kWarp) {
     fewer_registers<P::kProducerRegisters>();
-    produce<kD, kBias>(a, tiles, shared);
+    produce(a, tiles, shared);
   } else {
     more_registers<P::kConsumerRegisters>();
-    consume<kD, kBias>(a, shared);
+    consume(a, shared);
   }
 }
 
-template <int kD, bool kBias>
+template <int kD>
 void run(const AttentionFwd& a) {
   const Tiles tiles(a.problem, TileOf::queries, Plan<kD>::kRows);
   const unsigned blocks = std::min(tiles.grid(), static_cast<unsigned>(multiprocessors()));
-  launch_shared<Shared<kD>>("attention_fwd: hopper", forward<kD, kBias>, blocks, Plan<kD>::kThreads,
-                            a, tiles.list());
+  launch_shared<Shared<kD>>("attention_fwd: hopper", forward<kD>, blocks, Plan<kD>::kThreads, a,
+                            tiles.list());
 }
 
 }  // namespace
 
 bool hopper_fwd_fits(const AttentionFwd& a) {
   const AttentionProblem& p = a.problem;
-  return mma_fwd_fits(a) && p.D != 32 && p.dropout == 0 &&
+  return mma_fwd_fits(a) && p.D != 32 && p.dropout == 0 && !p.key_bias &&
          p.queries >= kWorthwhileSegment * p.segment_count && capability() == 90;
 }
 
-void attention_fwd_hopper(const AttentionFwd& a) {
-  const bool bias = a.problem.key_bias != nullptr;
-  if (a.problem.D == 64) {
-    bias ? run<64, true>(a) : run<64, false>(a);
-  } else {
-    bias ? run<128, true>(a) : run<128, false>(a);
-  }
-}
+void attention_fwd_hopper(const AttentionFwd& a) { a.problem.D == 64 ? run<64>(a) : run<128>(a); }
 
 }  // namespace proteus::cuda

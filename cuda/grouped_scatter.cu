@@ -1,10 +1,9 @@
 // out[t] = base[t] + Σ_{r: token[r] = t} y[r]·op(W[g(r)]) in bf16 (tensor/ops/grouped_gemm.h). A
 // block owns a stretch of tokens × 64 columns: their sums lie in shared memory in f32 and are
-// written once. Without that, every group of a token would read and write its sums in device
-// memory: 32 times the bytes of one row. It goes through the groups in order, tiles of up to 64
-// rows of one at a time: its two halves multiply a tile each and then add one after the other.
-// Pieces of 64 of the tiles' width pass through kStages buffers that are filled while earlier ones
-// are multiplied.
+// written once. It goes through the groups in order; tiles of up to 64 rows of a group, in pieces
+// of 64 of their width, pass through kStages buffers that are filled while earlier ones are
+// multiplied. Without that, every group of a token would read and write its sums in device memory:
+// 32 times the bytes of one row.
 #include <algorithm>
 
 #include "cuda/grouped_scatter.h"
@@ -17,81 +16,64 @@ constexpr int kStretch = 448;  // tokens: with 4 of 32 groups each, a tile of a 
 constexpr int kTileRows = 64;
 constexpr int kColumns = 64;
 constexpr int kDepth = 64;
-constexpr int kStages = 2;
-constexpr int kHalves = 2;
-constexpr int kHalfThreads = 256;
-constexpr int kThreads = kHalves * kHalfThreads;
+constexpr int kStages = 4;
+constexpr int kThreads = 256;
 constexpr int kPad = 8;  // rows of a block lie in different banks
 constexpr std::int64_t kMostGroups = 1024;
 
-// A half's pieces.
-struct Pieces {
+struct Buffers {
   bf16 rows[kStages][kTileRows][kDepth + kPad];
   bf16 weight[kStages][kDepth][kColumns + kPad];  // or [column][depth]: both are 64
-  std::int32_t token[kStages][kTileRows];
-};
-
-struct Buffers {
-  Pieces pieces[kHalves];
   float sums[kStretch][kColumns];
+  std::int32_t token[kStages][kTileRows];
   std::int32_t begin[kMostGroups], end[kMostGroups];
 };
 
-// One tile of rows after the other, of a group and then of the next.
+// One piece after the other: of the depth, then of the rows of a group, then of the groups.
 struct Walk {
-  std::int64_t group = -1;
+  std::int64_t group = -1, depth = 0;
   std::int32_t row = 0, end = 0;
 
-  __device__ Walk(const GroupedScatter& a, const Buffers& b, int skipped) {
-    next_group(a, b);
-    for (int i = 0; i < skipped; ++i) next(a, b);
-  }
   __device__ bool done(const GroupedScatter& a) const { return group >= a.groups; }
-  __device__ void next(const GroupedScatter& a, const Buffers& b) {
-    row += kTileRows;
-    next_group(a, b);
-  }
-  /// Rows of the tile.
-  __device__ int rows() const { return static_cast<int>(end - row); }
-
- private:
   __device__ void next_group(const GroupedScatter& a, const Buffers& b) {
     while (row >= end && ++group < a.groups) {
       row = b.begin[group];
       end = b.end[group];
     }
   }
+  __device__ void advance(const GroupedScatter& a, const Buffers& b) {
+    depth += kDepth;
+    if (depth < a.K) return;
+    depth = 0;
+    row += kTileRows;
+    next_group(a, b);
+  }
 };
 
-__device__ int half_of_block() { return static_cast<int>(threadIdx.x) / kHalfThreads; }
-__device__ int thread_of_half() { return static_cast<int>(threadIdx.x) % kHalfThreads; }
-
 template <bool kTrans>
-__device__ void load_piece(const GroupedScatter& a, const Walk& w, std::int64_t depth,
-                           std::int64_t n0, int stage, Pieces& p) {
+__device__ void load_piece(const GroupedScatter& a, const Walk& w, std::int64_t n0, int stage,
+                           Buffers& b) {
   constexpr int kChunks = kDepth / 8;  // of 16 bytes in a row
-  const auto* y = static_cast<const bfloat16*>(a.y) + w.row * a.K + depth;
+  const auto* y = static_cast<const bfloat16*>(a.y);
   const auto* weight = static_cast<const bfloat16*>(a.w) + w.group * a.K * a.N;
-  const int count = w.rows();
-  const int K = static_cast<int>(a.K - depth);
-  const int N = static_cast<int>(a.N - n0);
-  weight += kTrans ? n0 * a.K + depth : depth * a.N + n0;
-  const std::int64_t step = kTrans ? a.K : a.N;
 #pragma unroll
-  for (int i = 0; i < kTileRows * kChunks / kHalfThreads; ++i) {
-    const int at = i * kHalfThreads + thread_of_half();
+  for (int i = 0; i < kTileRows * kChunks / kThreads; ++i) {
+    const int at = i * kThreads + static_cast<int>(threadIdx.x);
     const int line = at / kChunks;
     const int part = at % kChunks * 8;
-    const bool real = line < count && part < K;
-    copy_async_16(&p.rows[stage][line][part], real ? y + line * a.K + part : y, real);
-    const bool inside = line < (kTrans ? N : K) && part < (kTrans ? K : N);
-    copy_async_16(&p.weight[stage][line][part], inside ? weight + line * step + part : weight,
-                  inside);
+    const bool real = w.row + line < w.end && w.depth + part < a.K;
+    copy_async_16(&b.rows[stage][line][part], real ? y + (w.row + line) * a.K + w.depth + part : y,
+                  real);
+    const std::int64_t k = w.depth + (kTrans ? part : line);
+    const std::int64_t n = n0 + (kTrans ? line : part);
+    const bool inside = k < a.K && n < a.N;
+    copy_async_16(&b.weight[stage][line][part],
+                  inside ? weight + (kTrans ? n * a.K + k : k * a.N + n) : weight, inside);
   }
-  if (thread_of_half() < kTileRows) {
-    const bool real = thread_of_half() < count;
-    copy_async_4(&p.token[stage][thread_of_half()],
-                 real ? a.token + w.row + thread_of_half() : a.token, real);
+  if (threadIdx.x < kTileRows) {
+    const bool real = w.row + static_cast<int>(threadIdx.x) < w.end;
+    copy_async_4(&b.token[stage][threadIdx.x], real ? a.token + w.row + threadIdx.x : a.token,
+                 real);
   }
 }
 
@@ -108,21 +90,21 @@ struct WarpSums {
     }
   }
   template <bool kTrans>
-  __device__ void add(const Pieces& p, int stage, int m0, int n0) {
+  __device__ void add(const Buffers& b, int stage, int m0, int n0) {
     const int block = lane() / 8;
     const int line = lane() % 8;
 #pragma unroll
     for (int k = 0; k < kDepth; k += 16) {
       std::uint32_t left[4];
-      load_blocks(left, &p.rows[stage][m0 + block % 2 * 8 + line][k + block / 2 * 8]);
+      load_blocks(left, &b.rows[stage][m0 + block % 2 * 8 + line][k + block / 2 * 8]);
 #pragma unroll
       for (int n = 0; n < kWarpColumns; n += 16) {
         std::uint32_t right[4];
         if constexpr (kTrans) {
-          load_blocks(right, &p.weight[stage][n0 + n + block / 2 * 8 + line][k + block % 2 * 8]);
+          load_blocks(right, &b.weight[stage][n0 + n + block / 2 * 8 + line][k + block % 2 * 8]);
         } else {
           load_blocks_transposed(
-              right, &p.weight[stage][k + block % 2 * 8 + line][n0 + n + block / 2 * 8]);
+              right, &b.weight[stage][k + block % 2 * 8 + line][n0 + n + block / 2 * 8]);
         }
         mma(v[n / 8], left, right[0], right[1]);
         mma(v[n / 8 + 1], left, right[2], right[3]);
@@ -134,15 +116,15 @@ struct WarpSums {
   // row; and of the eight lanes whose 16 bytes are accessed together, which have two rows, the
   // lanes of one row take other blocks than those of the other. So they touch all banks, whatever
   // the tokens.
-  __device__ void add_to_tokens(Buffers& b, const std::int32_t* token, int rows, std::int64_t first,
-                                int m0, int n0) const {
+  __device__ void add_to_tokens(Buffers& b, int stage, int rows, std::int64_t first, int m0,
+                                int n0) const {
     const bool odd_row = lane() / 4 % 2 != 0;
     const bool odd = lane() % 2 != 0;
     const int column = n0 + (odd ? 8 : 0) + lane() % 4 / 2 * 4;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int m = m0 + 8 * half + lane() / 4;
-      float* sums = b.sums[m < rows ? token[m] - first : 0] + column;
+      float* sums = b.sums[m < rows ? b.token[stage][m] - first : 0] + column;
 #pragma unroll
       for (int turn = 0; turn < kWarpColumns / 16; ++turn) {
         const int pair = odd_row ? turn ^ 1 : turn;
@@ -215,44 +197,30 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   begin_sums(a, b, first, tokens, n0);
   __syncthreads();
-  const int half = half_of_block();
-  Pieces& pieces = b.pieces[half];
-  Walk lead(a, b, 0);  // the tile of the first half; the other one's may be missing at the end
-  Walk now(a, b, half);
+  Walk now;
+  now.next_group(a, b);
   Walk ahead = now;
-  std::int64_t ahead_depth = 0;
   const auto load_next = [&](int stage) {
-    if (!ahead.done(a)) load_piece<kTrans>(a, ahead, ahead_depth, n0, stage, pieces);
-    commit_copies();
-    ahead_depth += kDepth;
-    if (ahead_depth < a.K) return;
-    ahead_depth = 0;
-    for (int i = 0; i < kHalves && !ahead.done(a); ++i) ahead.next(a, b);
+    if (!ahead.done(a)) {
+      load_piece<kTrans>(a, ahead, n0, stage, b);
+      ahead.advance(a, b);
+    }
+    commit_copies();  // one group a piece, so that counting them tells which has arrived
   };
-  load_next(0);
+  for (int stage = 0; stage < kStages - 1; ++stage) load_next(stage);
   const int m0 = warp_of_block() % 4 * kWarpRows;
-  const int column = warp_of_block() / 4 % 2 * kWarpColumns;
-  int stage = 0;
-  while (!lead.done(a)) {
-    WarpSums sums;
-    sums.clear();
-    int last = stage;
-    for (std::int64_t depth = 0; depth < a.K; depth += kDepth, stage ^= 1) {
-      wait_copies<0>();
-      __syncthreads();  // these pieces are there, and those before them are done with
-      load_next(stage ^ 1);
-      if (!now.done(a)) sums.add<kTrans>(pieces, stage, m0, column);
-      last = stage;
+  const int column = warp_of_block() / 4 * kWarpColumns;
+  WarpSums sums;
+  for (int stage = 0; !now.done(a); stage = stage + 1 == kStages ? 0 : stage + 1) {
+    wait_copies<kStages - 2>();
+    __syncthreads();  // this piece is there, and the one before it, tokens too, is done with
+    load_next(stage == 0 ? kStages - 1 : stage - 1);
+    if (now.depth == 0) sums.clear();
+    sums.add<kTrans>(b, stage, m0, column);
+    if (now.depth + kDepth >= a.K) {
+      sums.add_to_tokens(b, stage, static_cast<int>(now.end - now.row), first, m0, column);
     }
-    for (int turn = 0; turn < kHalves; ++turn) {
-      if (turn > 0) __syncthreads();
-      if (turn != half || now.done(a)) continue;
-      sums.add_to_tokens(b, pieces.token[last], now.rows(), first, m0, column);
-    }
-    for (int i = 0; i < kHalves; ++i) {
-      if (!lead.done(a)) lead.next(a, b);
-      if (!now.done(a)) now.next(a, b);
-    }
+    now.advance(a, b);
   }
   wait_copies<0>();
   __syncthreads();
