@@ -1,0 +1,42 @@
+// How much a prompt asks for each token of a text, by one ASPA layer's own weights:
+//   q_{i,h}·k_{t,h}/√D   with q_{i,h} = x_i·W_Q^h of the prompt and k_{t,h} = x^K_t·W_K^h of the
+//   text
+// before rotation, since a token that is kept gets another position in the final pass. The keys are
+// never made where the prompt is short: q·(x^K·W_K) = (q·W_Kᵀ)·x^K, so that W_K goes into the
+// queries once and a token costs H·P products of width C.
+#pragma once
+
+#include "aspa/attention.h"
+#include "aspa/shortlist.h"
+#include "tensor/tensor.h"
+
+namespace proteus {
+
+class TokenScorer {
+ public:
+  /// `prompt` [P, C], P ≥ 1: inputs of the layer (what forward() gets). With `with_salience`,
+  /// score() gives S_t too. The layer must outlive the scorer and keep its weights. Throws
+  /// ShapeError, DTypeError; ConfigError if the layer has no routed heads or, where it is asked
+  /// for, no token salience.
+  TokenScorer(const AspaAttention& layer, const Tensor& prompt, bool with_salience);
+
+  /// x [n, C]: inputs of the layer for consecutive tokens, on any device; `before` [C] is the token
+  /// before them, undefined at the start of the text. Runs where the layer is; the result is on
+  /// the CPU. A token's scores depend on itself and the token before it alone. A NaN in x comes out
+  /// as one.
+  TokenScores score(const Tensor& x, const Tensor& before) const;
+
+  std::int64_t heads() const;
+  /// Of one token, with its salience.
+  double flops_per_token() const;
+
+ private:
+  TokenScores with_salience_of(TokenScores scores, const Tensor& x_key) const;
+
+  const AspaAttention& layer_;
+  bool with_salience_;
+  std::int64_t queries_ = 0;  // P
+  Tensor asked_;              // [H·P, C]: q·W_Kᵀ/√D
+};
+
+}  // namespace proteus
