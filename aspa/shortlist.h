@@ -85,6 +85,8 @@ class Shortlist {
   /// Tokens that went by.
   std::int64_t tokens() const { return tokens_; }
   std::int64_t chunks() const { return chunks_; }
+  /// Tokens in the buffer.
+  std::int64_t kept() const { return static_cast<std::int64_t>(heap_.size()); }
   /// The buffer in the order of the text.
   std::vector<Winner> winners() const;
   /// What the final pass reads, in the order of the text: the anchors and, from the best winner on,

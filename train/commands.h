@@ -32,5 +32,7 @@ int run_convert(const Options& options);
 int run_data(const Options& options);
 /// Times one attention layer against the length of its sequence.
 int run_sweep(const Options& options);
+/// Keeps what a prompt asks for of a text of any length, and reads that in a final pass.
+int run_stream(const Options& options);
 
 }  // namespace proteus

@@ -26,8 +26,8 @@ struct Command {
 constexpr Command kCommands[] = {
     {"duel", run_duel},     {"train", run_train},     {"eval", run_eval},
     {"sample", run_sample}, {"recall", run_recall},   {"sweep", run_sweep},
-    {"gates", run_gates},   {"convert", run_convert}, {"inspect", run_inspect},
-    {"data", run_data},     {"doctor", run_doctor},
+    {"stream", run_stream}, {"gates", run_gates},     {"convert", run_convert},
+    {"data", run_data},     {"inspect", run_inspect}, {"doctor", run_doctor},
 };
 
 std::string_view summary_of(std::string_view name) {

@@ -5,7 +5,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <charconv>
 #include <fstream>
+#include <limits>
 #include <string>
 
 namespace proteus {
@@ -60,6 +62,24 @@ std::string format_bytes(std::int64_t bytes) {
   if (value < 999.5e6) return fmt::format("{:.0f} MB", value / 1e6);
   if (value < 99.95e9) return fmt::format("{:.1f} GB", value / 1e9);
   return fmt::format("{:.0f} GB", value / 1e9);
+}
+
+std::int64_t parse_bytes(std::string_view text) {
+  constexpr std::string_view kUnits = "KMGT";
+  int shift = 0;
+  if (!text.empty()) {
+    const auto unit = kUnits.find(text.back());
+    if (unit != std::string_view::npos) {
+      shift = 10 * (static_cast<int>(unit) + 1);
+      text.remove_suffix(1);
+    }
+  }
+  std::int64_t value = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, error] = std::from_chars(text.data(), end, value);
+  const std::int64_t most = std::numeric_limits<std::int64_t>::max() >> shift;
+  if (text.empty() || error != std::errc() || stop != end || value < 0 || value > most) return -1;
+  return value << shift;
 }
 
 }  // namespace proteus

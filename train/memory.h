@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace proteus {
 
@@ -21,5 +22,9 @@ MachineMemory machine_memory();
 
 /// "812 MB", "3.4 GB" (decimal units).
 std::string format_bytes(std::int64_t bytes);
+
+/// "256M" as a number of bytes: digits and K, M, G or T (of 1,024) or nothing. −1 for any other
+/// text and for what does not fit.
+std::int64_t parse_bytes(std::string_view text);
 
 }  // namespace proteus

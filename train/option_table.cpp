@@ -188,6 +188,38 @@ Specs training_options() {
   };
 }
 
+Specs stream_options() {
+  constexpr Group g = Group::stream;
+  return {
+      {"length", "N", "tokens; 0 = all of --embeddings, 1048576 random ones without", g,
+       PROTEUS_FIELD(stream.length)},
+      {"embeddings", "FILE", ".npy or .safetensors [length, width]; - = raw f32 from a pipe", g,
+       PROTEUS_FIELD(stream.embeddings)},
+      {"prompt-embeddings", "FILE", "the prompt in such a file; without it, random", g,
+       PROTEUS_FIELD(stream.prompt_embeddings)},
+      {"prompt-tokens", "N", "tokens of a random prompt", g, PROTEUS_FIELD(stream.prompt_tokens)},
+      {"chunk", "N", "tokens of a chunk", g, PROTEUS_FIELD(stream.chunk)},
+      {"buffer", "N", "tokens that are kept of the whole text", g, PROTEUS_FIELD(stream.buffer)},
+      {"per-chunk", "N", "most winners of a chunk", g, PROTEUS_FIELD(stream.per_chunk)},
+      {"chunk-keep", "X", "and at most this share of its tokens", g,
+       PROTEUS_FIELD(stream.chunk_keep)},
+      {"top-p", "X", "of a chunk, the fewest tokens whose probabilities reach p", g,
+       PROTEUS_FIELD(stream.top_p)},
+      {"top-a", "N", "drop winners that fewer heads agree on", g, PROTEUS_FIELD(stream.top_a)},
+      {"pool", "N", "a score is the mean over N neighbours on either side, too", g,
+       PROTEUS_FIELD(stream.pool)},
+      {"span", "N", "tokens kept on either side of a winner", g, PROTEUS_FIELD(stream.span)},
+      {"salience-weight", "X", "weight of the layer's token salience in a score", g,
+       PROTEUS_FIELD(stream.salience_weight)},
+      {"final-keep", "X", "share of the kept tokens that enter routed heads in the final pass", g,
+       PROTEUS_FIELD(stream.final_keep)},
+      {"ram-limit", "SIZE", "rows in memory, as 256M or 4G; default half of what is available", g,
+       PROTEUS_FIELD(stream.ram_limit)},
+      {"spill-dir", "DIR", "where longer texts wait; default the folder for temporary files", g,
+       PROTEUS_FIELD(stream.spill_dir)},
+  };
+}
+
 Specs other_options() {
   return {
       {"prompt", "TEXT", "text to go on from", Group::sampling, PROTEUS_FIELD(sampling.prompt)},
@@ -281,9 +313,9 @@ bool contains(const std::vector<std::string_view>& names, std::string_view name)
 }  // namespace
 
 std::string_view title_of(Group group) {
-  constexpr std::string_view kTitles[] = {"Common",     "Data",     "Shards",  "Model",  "ASPA",
-                                          "Training",   "Sampling", "Duel",    "Recall", "Sweep",
-                                          "Checkpoint", "Gates",    "Inspect", "Doctor"};
+  constexpr std::string_view kTitles[] = {"Common",   "Data",       "Shards", "Model",   "ASPA",
+                                          "Training", "Sampling",   "Duel",   "Recall",  "Sweep",
+                                          "Stream",   "Checkpoint", "Gates",  "Inspect", "Doctor"};
   return kTitles[static_cast<std::size_t>(group)];
 }
 
@@ -291,7 +323,7 @@ const std::vector<OptionSpec>& option_specs() {
   static const Specs specs = [] {
     Specs all;
     for (const auto make : {common_options, data_options, model_options, aspa_specs,
-                            training_options, other_options}) {
+                            training_options, stream_options, other_options}) {
       for (const OptionSpec& spec : make()) all.push_back(spec);
     }
     return all;
@@ -335,6 +367,12 @@ const std::vector<CommandSpec>& command_specs() {
         "density-tolerance", "density-every", "gate-every", "gate-merge-above", "gate-clone-above",
         "most-gates", "experts", "expert-k", "expert-width", "expert-router", "add-heads",
         "add-heads-at", "head-ramp"}},
+      {{"stream", "keep what a prompt asks for of a text of any length, and read that"},
+       "proteus stream --length 1048576 --width 512 --chunk 65536 --buffer 32768 --heads 8",
+       {common, stream},
+       {"width", "heads", "head-width", "alpha", "shared-heads", "shared-window", "k", "window",
+        "anchors"},
+       {"dtype"}},
       {{"convert", "a dense checkpoint as an ASPA one, the same function at alpha 0"},
        "proteus convert --checkpoint runs/dense/checkpoint --save runs/aspa/checkpoint "
        "--alpha-schedule ramp",

@@ -24,6 +24,7 @@ enum class Group : std::uint8_t {
   duel,
   recall,
   sweep,
+  stream,
   checkpoint,
   gates,
   inspect,

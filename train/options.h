@@ -158,6 +158,25 @@ struct SweepOptions {
   double point_seconds = 30;  ///< a call that would take longer is left out
 };
 
+struct StreamOptions {
+  std::int64_t length = 0;  ///< 0 = all of --embeddings; 2^20 random tokens without
+  std::string embeddings;   ///< empty = random; "-" = standard input
+  std::string prompt_embeddings;
+  std::int64_t prompt_tokens = 16;  ///< random ones, without prompt_embeddings
+  std::int64_t chunk = 65536;
+  std::int64_t buffer = 32768;
+  std::int64_t per_chunk = 4096;
+  double chunk_keep = 0.05;
+  double final_keep = 0.5;
+  double top_p = 0.9;
+  std::int64_t top_a = 1;
+  std::int64_t pool = 1;
+  std::int64_t span = 4;
+  double salience_weight = 0.1;
+  std::string ram_limit;  ///< empty = half of what is available
+  std::string spill_dir;  ///< empty = the system's folder for temporary files
+};
+
 struct CheckpointOptions {
   std::string model = "aspa";  ///< an arm; see arm_named
   std::string checkpoint;      ///< folder; empty = checkpoint/ in the run folder
@@ -195,6 +214,7 @@ struct Options {
   DuelOptions duel;
   RecallOptions recall;
   SweepOptions sweep;
+  StreamOptions stream;
   CheckpointOptions checkpoint;
   GatesOptions gates;
   OutputOptions output;

@@ -9,6 +9,7 @@
 
 #include "tensor/error.h"
 #include "train/device.h"
+#include "train/memory.h"
 #include "train/options.h"
 #include "train/recall_task.h"
 #include "train/sweep.h"
@@ -285,6 +286,45 @@ void check_sweep(const SweepOptions& o) {
   check_not_negative("point-seconds", o.point_seconds);
 }
 
+void check_stream(const Options& options) {
+  const StreamOptions& o = options.stream;
+  check_range("length", o.length, 0, kMostCount);
+  check_range("chunk", o.chunk, 1, std::int64_t{1} << 30);
+  if (o.length > 0 && o.chunk > o.length) {
+    throw ConfigError(
+        fmt::format("--chunk: expected at most {} (= --length), got {}", o.length, o.chunk));
+  }
+  check_range("buffer", o.buffer, 1, std::int64_t{1} << 30);
+  check_range("per-chunk", o.per_chunk, 1, std::int64_t{1} << 30);
+  check_share("chunk-keep", o.chunk_keep);
+  check_share("final-keep", o.final_keep);
+  check_share("top-p", o.top_p);
+  check_range("top-a", o.top_a, 0, options.model.heads);
+  check_range("pool", o.pool, 0, kMostSize);
+  check_range("span", o.span, 0, kMostSize);
+  if (!std::isfinite(o.salience_weight)) {
+    throw ConfigError(
+        fmt::format("--salience-weight: expected a finite number, got {}", o.salience_weight));
+  }
+  check_range("prompt-tokens", o.prompt_tokens, 1, kMostSize);
+  if (o.prompt_embeddings.empty() && o.prompt_tokens > o.buffer) {
+    throw ConfigError(fmt::format("--prompt-tokens: expected at most {} (= --buffer), got {}",
+                                  o.buffer, o.prompt_tokens));
+  }
+  if (options.aspa.anchors > o.buffer) {
+    throw ConfigError(fmt::format("--anchors: expected at most {} (= --buffer), got {}", o.buffer,
+                                  options.aspa.anchors));
+  }
+  if (options.aspa.k > options.model.heads) {
+    throw ConfigError(fmt::format("--k: expected at most {} (= --heads), got {}",
+                                  options.model.heads, options.aspa.k));
+  }
+  if (!o.ram_limit.empty() && parse_bytes(o.ram_limit) < 0) {
+    throw ConfigError(
+        fmt::format("--ram-limit: expected a size, as 256M or 4G, got '{}'", o.ram_limit));
+  }
+}
+
 // A model that sees the future is measured beside others, and never trained to be used.
 void check_causal(const std::string& model) {
   if (!arm_named(model, "--model").leaky) return;
@@ -320,6 +360,7 @@ void validate(const Options& o) {
     check_unit("stop-at", o.recall.stop_at);
     RecallTask(recall_config(o, 0));
   }
+  if (o.command == "stream") check_stream(o);
   check_one_of("part", o.gates.part, {"attention", "mlp"});
   if (!o.gates.edit.empty()) {
     check_one_of("edit", o.gates.edit,

@@ -100,11 +100,22 @@ void set_layer(Options& o) {
   o.training.batch = 1;
 }
 
+void set_stream(Options& o) {
+  o.model.width = 512;
+  o.model.heads = 8;
+  o.model.head_width = 64;
+  o.aspa.shared_window = 64;
+  o.aspa.routed_heads = 8;
+  o.aspa.k = 2;
+  o.aspa.window = 128;
+}
+
 }  // namespace
 
 std::string_view first_preset(std::string_view command) {
   if (command == "recall") return "mqar";
   if (command == "sweep") return "layer";
+  if (command == "stream") return "stream";
   return "tiny";
 }
 
@@ -115,6 +126,8 @@ void apply_preset(Options& options, std::string_view preset, Levels& levels) {
     set_mqar(options);
   } else if (preset == "layer") {
     set_layer(options);
+  } else if (preset == "stream") {
+    set_stream(options);
   } else if (preset != "tiny") {
     throw ConfigError(fmt::format("--preset: expected tiny or baby, got '{}'", preset));
   }

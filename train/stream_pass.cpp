@@ -1,0 +1,102 @@
+#include "train/stream_pass.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <future>
+
+#include "train/signals.h"
+
+namespace proteus {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double>(Clock::now() - begin).count();
+}
+
+// Scores come in blocks and leave in chunks.
+class Chunks {
+ public:
+  Chunks(std::int64_t chunk, Shortlist& shortlist,
+         const std::function<void(const ChunkReport&)>& on_chunk)
+      : chunk_(chunk), shortlist_(shortlist), on_chunk_(on_chunk) {}
+
+  void add(const TokenScores& block) {
+    const std::int64_t n = block.best.size(0);
+    for (std::int64_t at = 0; at < n;) {
+      const std::int64_t end = std::min(n, at + chunk_ - held_);
+      parts_.push_back({block.best.slice(0, at, end), block.query.slice(0, at, end),
+                        block.salience.defined() ? block.salience.slice(0, at, end) : Tensor()});
+      held_ += end - at;
+      at = end;
+      if (held_ == chunk_) finish();
+    }
+  }
+
+  void finish() {
+    if (held_ == 0) return;
+    const ChunkReport report = shortlist_.add(joined_scores(parts_));
+    parts_.clear();
+    held_ = 0;
+    on_chunk_(report);
+  }
+
+ private:
+  std::int64_t chunk_;
+  Shortlist& shortlist_;
+  const std::function<void(const ChunkReport&)>& on_chunk_;
+  std::vector<TokenScores> parts_;
+  std::int64_t held_ = 0;
+};
+
+}  // namespace
+
+StreamTimes stream_chunks(const RowSource& source, Staging& staging, const TokenScorer& scorer,
+                          std::int64_t chunk, Shortlist& shortlist,
+                          const std::function<void(const ChunkReport&)>& on_chunk) {
+  const auto begin = Clock::now();
+  StreamTimes times;
+  Chunks chunks(chunk, shortlist, on_chunk);
+  // Numbers that are made use the same threads as the scores and are made when they are asked for.
+  const auto policy = source.waits ? std::launch::async : std::launch::deferred;
+  const auto fill = [&](const Tensor& room) {
+    return std::async(policy, [&source, room] { return source.read(room.raw(), room.size(0)); });
+  };
+  Tensor room = staging.room();
+  std::future<std::int64_t> filling = fill(room);
+  Tensor before;
+  bool more = true;
+  while (more && !interrupted()) {
+    const auto asked = Clock::now();
+    const std::int64_t n = filling.get();
+    times.source += seconds_since(asked);
+    staging.commit(n);
+    const Tensor block = room;
+    more = n == block.size(0) && staging.rows() != source.rows;
+    if (more) {
+      room = staging.room();
+      filling = fill(room);
+    }
+    if (n == 0) break;
+    const Tensor x = rows_of(block, n, source.width, source.format);
+    chunks.add(scorer.score(x, before));
+    before = x.select(0, n - 1).clone();
+  }
+  if (!interrupted()) chunks.finish();
+  times.total = seconds_since(begin);
+  return times;
+}
+
+Tensor staged_rows(Staging& staging, const RowSource& source, const std::vector<Span>& spans) {
+  Tensor raw = Tensor::empty({tokens_of(spans), source.row_bytes()}, DType::i8);
+  auto* to = static_cast<char*>(raw.raw());
+  for (const Span& span : spans) {
+    staging.read(span.begin, span.end - span.begin, to);
+    to += (span.end - span.begin) * source.row_bytes();
+  }
+  return rows_of(raw, raw.size(0), source.width, source.format);
+}
+
+}  // namespace proteus
