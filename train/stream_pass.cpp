@@ -89,14 +89,26 @@ StreamTimes stream_chunks(const RowSource& source, Staging& staging, const Token
   return times;
 }
 
-Tensor staged_rows(Staging& staging, const RowSource& source, const std::vector<Span>& spans) {
-  Tensor raw = Tensor::empty({tokens_of(spans), source.row_bytes()}, DType::i8);
-  auto* to = static_cast<char*>(raw.raw());
+void read_spans(Staging& staging, const RowSource& source, const std::vector<Span>& spans,
+                const Tensor& out) {
+  const Tensor block = Tensor::empty({kStreamBlock, source.row_bytes()}, DType::i8);
+  std::int64_t held = 0;
+  std::int64_t done = 0;
+  const auto flush = [&] {
+    out.slice(0, done, done + held).copy_(rows_of(block, held, source.width, source.format));
+    done += held;
+    held = 0;
+  };
   for (const Span& span : spans) {
-    staging.read(span.begin, span.end - span.begin, to);
-    to += (span.end - span.begin) * source.row_bytes();
+    for (std::int64_t at = span.begin; at < span.end;) {
+      const std::int64_t n = std::min(span.end - at, kStreamBlock - held);
+      staging.read(at, n, static_cast<char*>(block.raw()) + held * source.row_bytes());
+      at += n;
+      held += n;
+      if (held == kStreamBlock) flush();
+    }
   }
-  return rows_of(raw, raw.size(0), source.width, source.format);
+  flush();
 }
 
 }  // namespace proteus

@@ -29,7 +29,8 @@ StreamTimes stream_chunks(const RowSource& source, Staging& staging, const Token
                           std::int64_t chunk, Shortlist& shortlist,
                           const std::function<void(const ChunkReport&)>& on_chunk);
 
-/// The rows of the spans as f32 [tokens of the spans, C].
-Tensor staged_rows(Staging& staging, const RowSource& source, const std::vector<Span>& spans);
+/// The rows of the spans, one after the other, into f32 [tokens of the spans, C].
+void read_spans(Staging& staging, const RowSource& source, const std::vector<Span>& spans,
+                const Tensor& out);
 
 }  // namespace proteus

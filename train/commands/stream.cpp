@@ -158,54 +158,61 @@ Json chunk_json(const ChunkReport& r, const Shortlist& list) {
           {"kept", list.kept()},      {"rss_bytes", rss_bytes()}};
 }
 
+// S_t of rows on the CPU, a block at a time: all of them at once would take as much memory again.
+std::vector<float> salience_of(const TokenScorer& scorer, const Tensor& rows) {
+  std::vector<float> all;
+  Tensor before;
+  for (std::int64_t at = 0; at < rows.size(0); at += kStreamBlock) {
+    const std::int64_t end = std::min(rows.size(0), at + kStreamBlock);
+    const Tensor s = scorer.score(rows.slice(0, at, end), before).salience;
+    all.insert(all.end(), s.data<float>(), s.data<float>() + s.numel());
+    before = rows.select(0, end - 1);
+  }
+  return all;
+}
+
 // The heads that the rows of the final pass enter: none for kept tokens outside the share `keep`
 // with the largest salience (of equal ones the earlier). The prompt's always enter theirs.
-Selection final_selection(AspaAttention& layer, const Tensor& x, const Tensor& salience,
+Selection final_selection(AspaAttention& layer, const Tensor& x, const std::vector<float>& salience,
                           double keep) {
-  const std::int64_t n = salience.numel();
-  Selection selection = layer.select(Variable(x));
-  std::vector<std::int64_t> order(static_cast<std::size_t>(n));
+  std::vector<std::size_t> order(salience.size());
   std::iota(order.begin(), order.end(), 0);
-  const auto* s = salience.data<float>();
   std::stable_sort(order.begin(), order.end(),
-                   [s](std::int64_t a, std::int64_t b) { return s[a] > s[b]; });
-  const auto kept = static_cast<std::size_t>(std::ceil(keep * static_cast<double>(n)));
+                   [&](std::size_t a, std::size_t b) { return salience[a] > salience[b]; });
+  const auto kept = static_cast<std::size_t>(std::ceil(keep * static_cast<double>(order.size())));
+  Selection selection = layer.select(Variable(x));
   for (Tensor* role : {&selection.query, &selection.key}) {
     const Tensor heads = role->to(kCpu).clone();
-    for (std::size_t i = kept; i < order.size(); ++i) heads.select(0, order[i]).fill_(-1);
+    const std::int64_t k = heads.size(1);
+    for (std::size_t i = kept; i < order.size(); ++i) {
+      std::fill_n(heads.data<std::int32_t>() + static_cast<std::int64_t>(order[i]) * k, k, -1);
+    }
     *role = heads.to(x.device());
   }
   return selection;
 }
 
-struct FinalPass {
-  double seconds = 0;
-  std::vector<double> agreement;  // A_h at the prompt's end
-};
-
-// Positions are those of the rows that are left: distances within a span are as they were.
-FinalPass final_pass(AspaAttention& layer, const TokenScorer& scorer, const Tensor& kept,
-                     const Tensor& prompt, double keep) {
-  const auto begin = Clock::now();
+// A_h at the prompt's end. Positions are those of the rows that are left: distances within a span
+// are as they were. `x` [kept + prompt, C] is on the CPU.
+std::vector<double> final_pass(AspaAttention& layer, const TokenScorer& scorer, const Tensor& x,
+                               std::int64_t kept, double keep) {
   const NoGradGuard no_grad;
-  const Device device = layer.router().device();
-  const std::int64_t n = kept.size(0);
-  Tensor x = Tensor::empty({1, n + prompt.size(0), kept.size(1)}, DType::f32, device);
-  x.select(0, 0).slice(0, 0, n).copy_(kept.to(device));
-  x.select(0, 0).slice(0, n, x.size(1)).copy_(prompt.to(device));
+  const Tensor rows = x.to(layer.router().device()).unsqueeze(0);
   if (keep < 1) {
-    layer.force_selection(final_selection(layer, x, scorer.score(kept, {}).salience, keep));
+    const std::vector<float> salience = salience_of(scorer, x.slice(0, 0, kept));
+    layer.force_selection(final_selection(layer, rows, salience, keep));
   }
+  release_cached_memory();  // the first pass's blocks are of other sizes than the layer's
   layer.watch_consensus(true);
-  const Tensor y = layer.forward(Variable(x)).value();
-  const Tensor answer = y.select(0, 0).slice(0, n, x.size(1)).to(kCpu).contiguous();
+  const Tensor y = layer.forward(Variable(rows)).value();
+  const Tensor answer = y.select(0, 0).slice(0, kept, x.size(0)).to(kCpu).contiguous();
   for (std::int64_t i = 0; i < answer.numel(); ++i) {
     if (std::isfinite(answer.data<float>()[i])) continue;
     throw NumericError(
-        "stream: the final pass gave a number that is not finite; look at the "
-        "embeddings and the prompt");
+        "stream: the final pass gave a number that is not finite; look at the embeddings and the "
+        "prompt");
   }
-  return {seconds_since(begin), layer.consensus().agreement[0]};
+  return layer.consensus().agreement[0];
 }
 
 // Which tokens were kept and why: a row for every winner, and the spans that the final pass read.
@@ -276,7 +283,7 @@ int run_stream(const Options& options) {
   layer.to(device);
   const TokenScorer scorer(layer, prompt, o.salience_weight != 0 || o.final_keep < 1);
   Shortlist list(shortlist_config(options));
-  const auto staging = open_staging(o, source);
+  std::unique_ptr<Staging> staging = open_staging(o, source);
   RunFolder folder(options);
   ChunkProgress progress(source.rows, o.chunk, progress_mode(stdout, options.common.quiet));
   const StreamTimes times =
@@ -289,30 +296,35 @@ int run_stream(const Options& options) {
 
   const auto begin = Clock::now();
   const std::vector<Span> spans = list.spans();
-  const FinalPass last =
-      final_pass(layer, scorer, staged_rows(*staging, source, spans), prompt, o.final_keep);
+  const std::int64_t kept = tokens_of(spans);
+  const Tensor x = Tensor::empty({kept + prompt.size(0), source.width});
+  read_spans(*staging, source, spans, x.slice(0, 0, kept));
+  const bool on_disk = staging->on_disk();
+  const std::int64_t spilled = staging->spilled_bytes();
+  staging.reset();
+  x.slice(0, kept, x.size(0)).copy_(prompt);
+  AgreementSummary agreement;
+  agreement.add(final_pass(layer, scorer, x, kept, o.final_keep));
   const double final_s = seconds_since(begin);
   if (interrupted()) return leave_nothing(folder);
   write_indices(folder.file("kept.safetensors"), list, spans);
 
-  AgreementSummary agreement;
-  agreement.add(last.agreement);
   const auto tokens = static_cast<double>(list.tokens());
   Json json = summary_head(options);
   json["tokens"] = list.tokens();
-  json["retained"] = tokens_of(spans);
+  json["retained"] = kept;
   json["winners"] = list.kept();
   json["chunks"] = list.chunks();
   json["stream_s"] = times.total;
   json["source_s"] = times.source;
   json["stream_tokens_per_s"] = tokens / times.total;
   json["final_s"] = final_s;
-  json["final_tokens"] = tokens_of(spans) + prompt.size(0);
+  json["final_tokens"] = x.size(0);
   json["tokens_per_s"] = tokens / (times.total + final_s);
   json["flops_per_token"] = scorer.flops_per_token();
   json["peak_rss_bytes"] = peak_rss_bytes();
-  json["storage"] = staging->on_disk() ? "disk" : "memory";
-  json["spilled_bytes"] = staging->spilled_bytes();
+  json["storage"] = on_disk ? "disk" : "memory";
+  json["spilled_bytes"] = spilled;
   json["agreement"] = agreement.count() > 0 ? Json(agreement.mean()) : Json(nullptr);
   json["indices_file"] = folder.file("kept.safetensors");
   folder.write_summary(json);
