@@ -19,7 +19,7 @@ struct ShortlistConfig {
   double top_p = 0.9;             ///< the fewest tokens whose softmax(s) over the chunk reaches it
   std::int64_t pool = 1;          ///< neighbours on either side, within the chunk; 0 = none
   double salience = 0;            ///< β_S
-  std::int64_t top_a = 1;         ///< a winner has so many heads that agree, or more
+  std::int64_t top_a = 0;         ///< a winner has so many heads that agree, or more; 0 = off
   std::int64_t span = 4;          ///< tokens kept on either side of a winner
   std::int64_t anchors = 4;       ///< first tokens of the text, kept always
 

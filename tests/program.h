@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -24,7 +25,9 @@ struct Outcome {
 
 class Program {
  public:
-  Program(const TemporaryFolder& folder, Args args) : folder_(folder) {
+  /// `prepare` runs in the new process: limits, another standard input.
+  Program(const TemporaryFolder& folder, Args args, const std::function<void()>& prepare = {})
+      : folder_(folder) {
     args.insert(args.begin(), PROTEUS_PROGRAM);
     std::vector<char*> argv;
     for (std::string& arg : args) argv.push_back(arg.data());
@@ -36,6 +39,7 @@ class Program {
     const int flags = O_WRONLY | O_CREAT | O_TRUNC;
     ::dup2(::open(out.c_str(), flags, 0600), 1);
     ::dup2(::open(err.c_str(), flags, 0600), 2);
+    if (prepare) prepare();
     if (::chdir(folder.path().c_str()) == 0) ::execv(argv[0], argv.data());
     ::_exit(127);
   }
@@ -55,8 +59,9 @@ class Program {
   pid_t pid_ = -1;
 };
 
-inline Outcome run(const TemporaryFolder& folder, const Args& args) {
-  return Program(folder, args).wait();
+inline Outcome run(const TemporaryFolder& folder, const Args& args,
+                   const std::function<void()>& prepare = {}) {
+  return Program(folder, args, prepare).wait();
 }
 
 inline Args joined(Args args, const Args& more) {

@@ -205,7 +205,7 @@ Specs stream_options() {
        PROTEUS_FIELD(stream.chunk_keep)},
       {"top-p", "X", "of a chunk, the fewest tokens whose probabilities reach p", g,
        PROTEUS_FIELD(stream.top_p)},
-      {"top-a", "N", "drop winners that fewer heads agree on", g, PROTEUS_FIELD(stream.top_a)},
+      {"top-a", "N", "drop winners that fewer heads agree on; 0 = off", g, PROTEUS_FIELD(stream.top_a)},
       {"pool", "N", "a score is the mean over N neighbours on either side, too", g,
        PROTEUS_FIELD(stream.pool)},
       {"span", "N", "tokens kept on either side of a winner", g, PROTEUS_FIELD(stream.span)},

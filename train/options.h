@@ -169,7 +169,7 @@ struct StreamOptions {
   double chunk_keep = 0.05;
   double final_keep = 0.5;
   double top_p = 0.9;
-  std::int64_t top_a = 1;
+  std::int64_t top_a = 0;  ///< 0 = off
   std::int64_t pool = 1;
   std::int64_t span = 4;
   double salience_weight = 0.1;
