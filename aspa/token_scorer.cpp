@@ -42,30 +42,43 @@ TokenScorer::TokenScorer(const AspaAttention& layer, const Tensor& prompt, bool 
         "TokenScorer(layer, prompt): the layer has no token salience; make it with token keep "
         "below 1, or score without");
   }
-  queries_ = prompt.size(0);
-  const Tensor x = prompt.to(device).unsqueeze(0);
-  const Tensor q = ops::matmul(x, layer.weights().q.value());  // [H, P, D]
-  const Tensor asked = ops::matmul(q, layer.weights().k.value(), false, true);
+  const std::int64_t H = c.routed_heads;
+  const std::int64_t P = prompt.size(0);
   const double scale = 1 / std::sqrt(static_cast<double>(c.head_width));
-  asked_ = ops::affine(asked, scale, 0).reshape({c.routed_heads * queries_, c.width});
+  const Tensor q = ops::matmul(prompt.to(device).unsqueeze(0), layer.weights().q.value());
+  const Tensor queries = ops::affine(q, scale, 0);
+  const Tensor& w_k = layer.weights().k.value();
+  if (P * c.width <= c.head_width * (c.width + P)) {
+    asked_ = ops::matmul(queries, w_k, false, true).reshape({H * P, c.width});
+  } else {
+    queries_ = queries;
+    keys_ = w_k.transpose(1, 2).contiguous().reshape({H * c.head_width, c.width});
+  }
 }
 
-std::int64_t TokenScorer::heads() const { return asked_.size(0) / queries_; }
+std::int64_t TokenScorer::heads() const { return layer_.config().routed_heads; }
+
+// [n, H, P] or, with keys, a view of [H, n, P].
+Tensor TokenScorer::logits_of(const Tensor& x_key) const {
+  const std::int64_t n = x_key.size(0);
+  const std::int64_t H = heads();
+  if (asked_.defined()) return ops::linear(x_key, asked_, {}).reshape({n, H, -1});
+  const Tensor k = ops::linear(x_key, keys_, {}).reshape({n, H, queries_.size(2)});
+  return ops::matmul(k.transpose(0, 1), queries_, false, true).transpose(0, 1);
+}
 
 TokenScores TokenScorer::score(const Tensor& x_any, const Tensor& before) const {
   const NoGradGuard no_grad;
   check_rows("TokenScorer::score(x, before)", "x", x_any, layer_.config());
   const std::int64_t n = x_any.size(0);
-  Tensor x = x_any.to(asked_.device()).contiguous();
+  const Device device = layer_.router().device();
+  Tensor x = x_any.to(device).contiguous();
   if (layer_.weights().mu.defined() && n > 0) {
     const Tensor& mu = layer_.weights().mu.value();
     x = ops::key_shift(x.unsqueeze(0), mu).squeeze(0);
-    if (before.defined()) {
-      x.select(0, 0).add_(ops::mul(mu, before.to(asked_.device())));
-    }
+    if (before.defined()) x.select(0, 0).add_(ops::mul(mu, before.to(device)));
   }
-  const Tensor logits = ops::linear(x, asked_, {}).reshape({n, heads(), queries_});
-  const ops::MaxResult most = ops::max(logits, {2});
+  const ops::MaxResult most = ops::max(logits_of(x), {2});
   return with_salience_of({most.y.to(DType::f32).to(kCpu), most.index.to(kCpu)}, x);
 }
 
@@ -80,8 +93,10 @@ TokenScores TokenScorer::with_salience_of(TokenScores scores, const Tensor& x_ke
 }
 
 double TokenScorer::flops_per_token() const {
-  const double logits = 2 * static_cast<double>(asked_.numel());
-  return logits + (with_salience_ ? layer_.router().flops_per_token() : 0);
+  const Tensor& products = asked_.defined() ? asked_ : queries_;
+  const auto logits = static_cast<double>(products.numel());
+  const double keys = keys_.defined() ? static_cast<double>(keys_.numel()) : 0;
+  return 2 * (logits + keys) + (with_salience_ ? layer_.router().flops_per_token() : 0);
 }
 
 }  // namespace proteus

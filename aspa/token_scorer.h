@@ -1,9 +1,10 @@
 // How much a prompt asks for each token of a text, by one ASPA layer's own weights:
 //   q_{i,h}·k_{t,h}/√D   with q_{i,h} = x_i·W_Q^h of the prompt and k_{t,h} = x^K_t·W_K^h of the
 //   text
-// before rotation, since a token that is kept gets another position in the final pass. The keys are
-// never made where the prompt is short: q·(x^K·W_K) = (q·W_Kᵀ)·x^K, so that W_K goes into the
-// queries once and a token costs H·P products of width C.
+// before rotation, since a token that is kept gets another position in the final pass. A short
+// prompt is scored without making keys: q·(x^K·W_K) = (q·W_Kᵀ)·x^K puts W_K into the queries once,
+// and a token costs H·P products of width C; a longer one costs the keys and H·P products of width
+// D.
 #pragma once
 
 #include "aspa/attention.h"
@@ -31,12 +32,14 @@ class TokenScorer {
   double flops_per_token() const;
 
  private:
+  Tensor logits_of(const Tensor& x_key) const;
   TokenScores with_salience_of(TokenScores scores, const Tensor& x_key) const;
 
   const AspaAttention& layer_;
   bool with_salience_;
-  std::int64_t queries_ = 0;  // P
-  Tensor asked_;              // [H·P, C]: q·W_Kᵀ/√D
+  Tensor asked_;    // without keys: q·W_Kᵀ/√D, [H·P, C]
+  Tensor queries_;  // with them: q/√D, [H, P, D],
+  Tensor keys_;     // and W_Kᵀ [H·D, C]
 };
 
 }  // namespace proteus

@@ -237,27 +237,31 @@ double plain_score(const AspaAttention& layer, const std::vector<double>& prompt
   return best;
 }
 
-TEST(TokenScorer, IsTheFormula) {
+// With W_K inside the queries, and with keys.
+TEST(TokenScorer, IsTheFormulaForShortPromptsAndLongOnes) {
   const TestLayer layer(layer_config());
-  const Tensor prompt = Tensor::randn({5, 24}, {3, 1});
   const Tensor x = Tensor::randn({90, 24}, {3, 2});
-  const TokenScorer scorer(*layer, prompt, false);
-  const TokenScores scores = scorer.score(x, {});
-  ASSERT_EQ(scores.best.shape(), (Shape{90, 3}));
-  EXPECT_FALSE(scores.salience.defined());
-  std::vector<double> expected;
-  for (std::int64_t t = 0; t < 90; ++t) {
-    for (std::int64_t h = 0; h < 3; ++h) {
-      expected.push_back(plain_score(*layer, prompt.to_vector(), x.to_vector(), t, h));
+  for (const std::int64_t P : {1, 5, 40}) {
+    const Tensor prompt = Tensor::randn({P, 24}, {3, 1});
+    const TokenScorer scorer(*layer, prompt, false);
+    EXPECT_EQ(scorer.flops_per_token(), P < 40 ? 2 * 3 * P * 24 : 2 * (3 * P * 8 + 3 * 8 * 24));
+    const TokenScores scores = scorer.score(x, {});
+    ASSERT_EQ(scores.best.shape(), (Shape{90, 3}));
+    EXPECT_FALSE(scores.salience.defined());
+    std::vector<double> expected;
+    for (std::int64_t t = 0; t < 90; ++t) {
+      for (std::int64_t h = 0; h < 3; ++h) {
+        expected.push_back(plain_score(*layer, prompt.to_vector(), x.to_vector(), t, h));
+      }
     }
-  }
-  EXPECT_LE(difference(scores.best, Tensor::from(expected, {90, 3})), 1e-5);
-  // The query that is named is the one that decides: alone it gives the same score.
-  for (std::int64_t t = 0; t < 90; t += 13) {
-    const std::int64_t i = scores.query.data<std::int32_t>()[t * 3 + 1];
-    const TokenScorer alone(*layer, prompt.slice(0, i, i + 1), false);
-    EXPECT_NEAR(alone.score(x, {}).best.data<float>()[t * 3 + 1],
-                scores.best.data<float>()[t * 3 + 1], 1e-5);
+    EXPECT_LE(difference(scores.best, Tensor::from(expected, {90, 3})), 1e-5) << P;
+    // The query that is named is the one that decides: alone it gives the same score.
+    for (std::int64_t t = 0; t < 90; t += 13) {
+      const std::int64_t i = scores.query.data<std::int32_t>()[t * 3 + 1];
+      const TokenScorer alone(*layer, prompt.slice(0, i, i + 1), false);
+      EXPECT_NEAR(alone.score(x, {}).best.data<float>()[t * 3 + 1],
+                  scores.best.data<float>()[t * 3 + 1], 1e-5);
+    }
   }
 }
 

@@ -10,6 +10,7 @@
 #include "tensor/error.h"
 #include "tests/aspa_layers.h"
 #include "tests/error_text.h"
+#include "tests/fake_device.h"
 #include "tests/temporary_folder.h"
 #include "train/memory.h"
 #include "train/random_rows.h"
@@ -278,8 +279,10 @@ struct Streamed {
   std::vector<double> rows;  // of the spans
 };
 
-Streamed stream(const RowSource& source, Staging& staging, std::int64_t chunk = 5000) {
+Streamed stream(const RowSource& source, Staging& staging, std::int64_t chunk = 5000,
+                Device device = kCpu) {
   const TestLayer layer(layer_config());
+  layer->to(device);
   const TokenScorer scorer(*layer, Tensor::randn({4, kWidth}, {3, 1}), true);
   ShortlistConfig c;
   c.buffer = 300;
@@ -350,6 +353,16 @@ TEST(StreamPass, KeepsTheSameOnAnyNumberOfThreads) {
   Staging three(staging_config(folder, 0));
   expect_same(stream(numbers(), three), expected);
   set_num_threads(0);
+}
+
+// The layer on a device whose memory host code must not touch, with its own kernels' slots.
+TEST(StreamPass, KeepsTheSameOnADevice) {
+  const TemporaryFolder folder;
+  Staging host(staging_config(folder, std::int64_t{1} << 30));
+  const Streamed expected = stream(numbers(), host);
+  const testing::FakeDevice device;
+  Staging staging(staging_config(folder, std::int64_t{1} << 30));
+  expect_same(stream(numbers(), staging, 5000, testing::kFakeDevice), expected);
 }
 
 TEST(StreamPass, ChunksNeedNotBeBlocks) {

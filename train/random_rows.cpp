@@ -3,10 +3,10 @@
 #include "train/random_rows.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 
 #include "tensor/parallel.h"
-#include "tensor/vmath.h"
 
 namespace proteus {
 namespace {
@@ -26,15 +26,19 @@ inline float sin_turns(float x) {
   return a + a * q * p;
 }
 
-inline void normal_two(std::uint32_t a, std::uint32_t b, float& first, float& second) {
-  // (0, 1] and [−½, ½); a signed conversion is one instruction, an unsigned one is not everywhere.
-  const float u = static_cast<float>(static_cast<std::int32_t>(a >> 1)) * 0x1p-31f + 0x1p-32f;
-  const float v = static_cast<float>(static_cast<std::int32_t>(b)) * 0x1p-32f;
-  const float r = std::sqrt(-2.0f * vmath::log(u < 1.0f ? u : 1.0f));
-  const float turned = std::abs(v);
-  const float folded = v > 0.25f ? 0.5f - v : (v < -0.25f ? -0.5f - v : v);
-  first = r * sin_turns(0.25f - turned);
-  second = r * sin_turns(folded);
+// ln u for normal numbers in (0, 1]: vmath::log without its special cases, which keep this loop
+// from being vectorised.
+inline float log_unit(float u) {
+  const std::uint32_t up = std::bit_cast<std::uint32_t>(u) + (0x3f800000u - 0x3f3504f3u);
+  const float e = static_cast<float>(static_cast<std::int32_t>(up >> 23) - 127);
+  const float m = std::bit_cast<float>((up & 0x007fffffu) + 0x3f3504f3u);
+  const float s = (m - 1.0f) / (m + 1.0f);
+  const float q = s * s;
+  float p = 1.0f / 9;
+  p = p * q + 1.0f / 7;
+  p = p * q + 1.0f / 5;
+  p = p * q + 1.0f / 3;
+  return e * 0.693147181f + 2.0f * (s + s * q * p);
 }
 
 // philox() of kLanes counters that differ in the lower half of `hi`, round by round over all of
@@ -69,7 +73,17 @@ void philox_lanes(RngKey key, std::uint64_t row, std::uint32_t first, Lanes& x) 
 
 void normal_lanes(const std::uint32_t* a, const std::uint32_t* b, float* cosines, float* sines) {
 #pragma omp simd
-  for (std::int64_t j = 0; j < kLanes; ++j) normal_two(a[j], b[j], cosines[j], sines[j]);
+  for (std::int64_t j = 0; j < kLanes; ++j) {
+    // (0, 1] and [−½, ½]; a signed conversion is one instruction, an unsigned one is not
+    // everywhere.
+    const float u = static_cast<float>(static_cast<std::int32_t>(a[j] >> 1)) * 0x1p-31f + 0x1p-32f;
+    const float v = static_cast<float>(static_cast<std::int32_t>(b[j])) * 0x1p-32f;
+    const float square = -2.0f * log_unit(u);  // a rounding below 0 where u rounds to 1 or more
+    const float r = std::sqrt(std::max(square, 0.0f));
+    const float turn = std::abs(v);
+    cosines[j] = r * sin_turns(0.25f - turn);
+    sines[j] = std::copysign(r * sin_turns(std::min(turn, 0.5f - turn)), v);
+  }
 }
 
 void normal_row(RngKey key, std::int64_t row, std::int64_t C, float* out) {
