@@ -259,7 +259,15 @@ TEST(Staging, SaysWhereItCannotSpill) {
 }
 
 constexpr std::int64_t kWidth = 24;
-constexpr std::int64_t kTokens = 2 * kStreamBlock + 1234;
+constexpr std::int64_t kBlock = 4096;
+constexpr std::int64_t kTokens = 2 * kBlock + 1234;
+
+TEST(StreamPass, BlocksOfWideRowsAreShorter) {
+  EXPECT_EQ(stream_block(kWidth), kBlock);
+  EXPECT_EQ(stream_block(512), kBlock);
+  EXPECT_EQ(stream_block(4096), 1024);
+  EXPECT_EQ(stream_block(std::int64_t{1} << 20), 64);
+}
 
 AspaConfig layer_config() {
   AspaConfig c;
@@ -316,7 +324,7 @@ RowSource numbers() { return random_source({5, 9}, kTokens, kWidth); }
 
 StagingConfig staging_config(const TemporaryFolder& folder, std::int64_t ram_limit,
                              std::int64_t rows = kTokens) {
-  return {kWidth * 4, kStreamBlock, ram_limit, folder.path(), rows};
+  return {kWidth * 4, kBlock, ram_limit, folder.path(), rows};
 }
 
 TEST(StreamPass, KeepsTheSameWhereverTheRowsComeFromAndWait) {
@@ -332,7 +340,7 @@ TEST(StreamPass, KeepsTheSameWhereverTheRowsComeFromAndWait) {
   RowSource pipe = numbers();
   pipe.rows = -1;
   pipe.waits = true;
-  Staging both(staging_config(folder, kStreamBlock * kWidth * 4, -1));
+  Staging both(staging_config(folder, kBlock * kWidth * 4, -1));
   expect_same(stream(pipe, both), expected);
   EXPECT_TRUE(both.on_disk());
 
@@ -367,7 +375,7 @@ TEST(StreamPass, KeepsTheSameOnADevice) {
 
 TEST(StreamPass, ChunksNeedNotBeBlocks) {
   const TemporaryFolder folder;
-  for (const std::int64_t chunk : {std::int64_t{700}, kStreamBlock, kTokens}) {
+  for (const std::int64_t chunk : {std::int64_t{700}, kBlock, kTokens}) {
     Staging staging(staging_config(folder, std::int64_t{1} << 30));
     EXPECT_EQ(stream(numbers(), staging, chunk).winners.size(), chunk == kTokens ? 150u : 300u);
   }

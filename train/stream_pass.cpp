@@ -12,6 +12,11 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// Large enough that threads have work and a disk long writes; three blocks are held at once.
+constexpr std::int64_t kMostBlockRows = 4096;
+constexpr std::int64_t kLeastBlockRows = 64;
+constexpr std::int64_t kBlockElements = std::int64_t{4} << 20;
+
 double seconds_since(Clock::time_point begin) {
   return std::chrono::duration<double>(Clock::now() - begin).count();
 }
@@ -53,6 +58,10 @@ class Chunks {
 
 }  // namespace
 
+std::int64_t stream_block(std::int64_t width) {
+  return std::clamp(kBlockElements / width, kLeastBlockRows, kMostBlockRows);
+}
+
 StreamTimes stream_chunks(const RowSource& source, Staging& staging, const TokenScorer& scorer,
                           std::int64_t chunk, Shortlist& shortlist,
                           const std::function<void(const ChunkReport&)>& on_chunk) {
@@ -91,7 +100,8 @@ StreamTimes stream_chunks(const RowSource& source, Staging& staging, const Token
 
 void read_spans(Staging& staging, const RowSource& source, const std::vector<Span>& spans,
                 const Tensor& out) {
-  const Tensor block = Tensor::empty({kStreamBlock, source.row_bytes()}, DType::i8);
+  const std::int64_t most = stream_block(source.width);
+  const Tensor block = Tensor::empty({most, source.row_bytes()}, DType::i8);
   std::int64_t held = 0;
   std::int64_t done = 0;
   const auto flush = [&] {
@@ -101,11 +111,11 @@ void read_spans(Staging& staging, const RowSource& source, const std::vector<Spa
   };
   for (const Span& span : spans) {
     for (std::int64_t at = span.begin; at < span.end;) {
-      const std::int64_t n = std::min(span.end - at, kStreamBlock - held);
+      const std::int64_t n = std::min(span.end - at, most - held);
       staging.read(at, n, static_cast<char*>(block.raw()) + held * source.row_bytes());
       at += n;
       held += n;
-      if (held == kStreamBlock) flush();
+      if (held == most) flush();
     }
   }
   flush();

@@ -13,8 +13,9 @@
 
 namespace proteus {
 
-/// Rows that are read, scored and written at once, of any chunk.
-constexpr std::int64_t kStreamBlock = 4096;
+/// Rows that are read, scored and written at once, of any chunk: a function of the width alone, so
+/// that a token's scores are too.
+std::int64_t stream_block(std::int64_t width);
 
 /// Seconds of the pass, and of it those that went by until rows were there.
 struct StreamTimes {
@@ -22,7 +23,7 @@ struct StreamTimes {
   double source = 0;
 };
 
-/// Until the source ends. `staging` has blocks of kStreamBlock rows of the source. `on_chunk` is
+/// Until the source ends. `staging` has blocks of stream_block rows of the source. `on_chunk` is
 /// called after every chunk; after an interrupt the pass stops within a block. Throws what source,
 /// staging, scorer and shortlist throw.
 StreamTimes stream_chunks(const RowSource& source, Staging& staging, const TokenScorer& scorer,

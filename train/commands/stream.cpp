@@ -27,6 +27,7 @@ using Clock = std::chrono::steady_clock;
 using Json = nlohmann::ordered_json;
 
 constexpr std::int64_t kRandomTokens = std::int64_t{1} << 20;
+constexpr const char* kKept = "kept.safetensors";
 constexpr double kOutputStd = 0.02;
 // Streams of the seed: the layer's weights have the first ones.
 constexpr std::uint64_t kTextStream = 1'000'000;
@@ -106,14 +107,18 @@ Tensor prompt_rows(const Options& o) {
   return rows;
 }
 
-std::unique_ptr<Staging> open_staging(const StreamOptions& o, const RowSource& source) {
+StagingConfig staging_config(const StreamOptions& o, const RowSource& source) {
   StagingConfig c;
   c.row_bytes = source.row_bytes();
-  c.block_rows = kStreamBlock;
+  c.block_rows = stream_block(source.width);
   c.rows = source.rows;
   c.ram_limit =
       o.ram_limit.empty() ? machine_memory().available_bytes / 2 : parse_bytes(o.ram_limit);
   c.spill_dir = o.spill_dir.empty() ? fs::temp_directory_path().string() : o.spill_dir;
+  return c;
+}
+
+std::unique_ptr<Staging> open_staging(const StagingConfig& c, const RowSource& source) {
   const bool fits = source.rows >= 0 && source.rows * c.row_bytes <= c.ram_limit;
   if (source.file && !fits) return std::make_unique<Staging>(c, source.file);
   return std::make_unique<Staging>(c);
@@ -162,8 +167,9 @@ Json chunk_json(const ChunkReport& r, const Shortlist& list) {
 std::vector<float> salience_of(const TokenScorer& scorer, const Tensor& rows) {
   std::vector<float> all;
   Tensor before;
-  for (std::int64_t at = 0; at < rows.size(0); at += kStreamBlock) {
-    const std::int64_t end = std::min(rows.size(0), at + kStreamBlock);
+  const std::int64_t block = stream_block(rows.size(1));
+  for (std::int64_t at = 0; at < rows.size(0); at += block) {
+    const std::int64_t end = std::min(rows.size(0), at + block);
     const Tensor s = scorer.score(rows.slice(0, at, end), before).salience;
     all.insert(all.end(), s.data<float>(), s.data<float>() + s.numel());
     before = rows.select(0, end - 1);
@@ -244,13 +250,47 @@ void write_indices(const std::string& path, const Shortlist& list, const std::ve
                            {"span", span}});
 }
 
-// A run that was stopped leaves nothing: what it wrote so far means nothing without the rest.
-int leave_nothing(const RunFolder& folder) {
-  std::error_code ignored;
-  for (const char* name : {"config.toml", "metrics.jsonl"}) fs::remove(folder.file(name), ignored);
-  fs::remove(folder.path(), ignored);
+// Until it is finished, a run leaves nothing behind: what it wrote means nothing without the rest.
+class Unfinished {
+ public:
+  explicit Unfinished(const RunFolder& folder) : folder_(folder) { remove({kKept}); }
+  ~Unfinished() {
+    if (finished_) return;
+    remove({"config.toml", "metrics.jsonl", kKept});
+    std::error_code ignored;
+    fs::remove(folder_.path(), ignored);  // unless there is something else in it
+  }
+  Unfinished(const Unfinished&) = delete;
+  Unfinished& operator=(const Unfinished&) = delete;
+
+  void finish() { finished_ = true; }
+
+ private:
+  void remove(std::initializer_list<const char*> names) const {
+    std::error_code ignored;
+    for (const char* name : names) fs::remove(folder_.file(name), ignored);
+  }
+
+  const RunFolder& folder_;
+  bool finished_ = false;
+};
+
+int say_interrupted() {
   fmt::print(stderr, "proteus: interrupted; nothing is kept\n");
   return kInterrupted;
+}
+
+void say_where(const Staging& staging, const RowSource& source, const StagingConfig& c) {
+  const std::string limit = format_bytes(c.ram_limit);
+  if (source.rows < 0) {
+    fmt::print("Rows wait in memory up to {}, then in a file in {}\n", limit, c.spill_dir);
+    return;
+  }
+  const std::string size = format_bytes(source.rows * c.row_bytes);
+  const char* where = !staging.on_disk() ? "in memory"
+                      : source.file      ? "in their file"
+                                         : "in a file";
+  fmt::print("{} of rows wait {}; the limit in memory is {}\n", size, where, limit);
 }
 
 void print_table(const Json& s, bool quiet, const RunFolder& folder) {
@@ -283,15 +323,18 @@ int run_stream(const Options& options) {
   layer.to(device);
   const TokenScorer scorer(layer, prompt, o.salience_weight != 0 || o.final_keep < 1);
   Shortlist list(shortlist_config(options));
-  std::unique_ptr<Staging> staging = open_staging(o, source);
+  const StagingConfig where = staging_config(o, source);
+  std::unique_ptr<Staging> staging = open_staging(where, source);
   RunFolder folder(options);
+  Unfinished unfinished(folder);
+  if (!options.common.quiet) say_where(*staging, source, where);
   ChunkProgress progress(source.rows, o.chunk, progress_mode(stdout, options.common.quiet));
   const StreamTimes times =
       stream_chunks(source, *staging, scorer, o.chunk, list, [&](const ChunkReport& report) {
         folder.log(chunk_json(report, list));
         progress.show(report, list);
       });
-  if (interrupted()) return leave_nothing(folder);
+  if (interrupted()) return say_interrupted();
   if (list.tokens() == 0) throw FileError(o.embeddings + ": has no rows");
 
   const auto begin = Clock::now();
@@ -306,8 +349,8 @@ int run_stream(const Options& options) {
   AgreementSummary agreement;
   agreement.add(final_pass(layer, scorer, x, kept, o.final_keep));
   const double final_s = seconds_since(begin);
-  if (interrupted()) return leave_nothing(folder);
-  write_indices(folder.file("kept.safetensors"), list, spans);
+  if (interrupted()) return say_interrupted();
+  write_indices(folder.file(kKept), list, spans);
 
   const auto tokens = static_cast<double>(list.tokens());
   Json json = summary_head(options);
@@ -320,14 +363,16 @@ int run_stream(const Options& options) {
   json["stream_tokens_per_s"] = tokens / times.total;
   json["final_s"] = final_s;
   json["final_tokens"] = x.size(0);
+  json["final_tokens_per_s"] = static_cast<double>(x.size(0)) / final_s;
   json["tokens_per_s"] = tokens / (times.total + final_s);
   json["flops_per_token"] = scorer.flops_per_token();
   json["peak_rss_bytes"] = peak_rss_bytes();
   json["storage"] = on_disk ? "disk" : "memory";
   json["spilled_bytes"] = spilled;
   json["agreement"] = agreement.count() > 0 ? Json(agreement.mean()) : Json(nullptr);
-  json["indices_file"] = folder.file("kept.safetensors");
+  json["indices_file"] = folder.file(kKept);
   folder.write_summary(json);
+  unfinished.finish();
   print_table(json, options.common.quiet, folder);
   return 0;
 }
