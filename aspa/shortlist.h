@@ -54,7 +54,7 @@ struct Winner {
 /// What became of a chunk.
 struct ChunkReport {
   std::int64_t tokens = 0;
-  std::int64_t wanted = 0;     ///< by top-p, before the budget
+  std::int64_t wanted = 0;     ///< by top-p; the budget and one more where it is over the budget
   std::int64_t chosen = 0;     ///< after the budget
   std::int64_t disagreed = 0;  ///< of them, dropped by Top-A
   std::int64_t entered = 0;    ///< found a place in the buffer, for now
