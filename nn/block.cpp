@@ -17,13 +17,13 @@ Block::Block(std::unique_ptr<Attention> attention, NormKind norm, std::unique_pt
 
 Variable Block::forward(const Variable& x) const {
   const double p = training() ? dropout_ : 0.0;
-  const Variable h = dropout_add(attention_.forward(norm1_.forward(x)), x, p, generator_);
+  const Variable h = dropout_add(attention_.forward(attention_input(x)), x, p, generator_);
   return dropout_add(mlp_.forward(norm2_.forward(h)), h, p, generator_);
 }
 
 Tensor Block::step(const Tensor& x, std::span<AttentionState* const> states) const {
   const NoGradGuard no_grad;
-  const Tensor mixed = attention_.step(norm1_.forward(Variable(x)).value(), states);
+  const Tensor mixed = attention_.step(attention_input(Variable(x)).value(), states);
   const Tensor h = ops::add(mixed, x);
   return ops::add(mlp_.forward(norm2_.forward(Variable(h))).value(), h);
 }

@@ -18,6 +18,8 @@ class Block : public Module {
   Variable forward(const Variable& x) const;
   /// The same for one more token of every sequence, x [B, C]; see Attention::step.
   Tensor step(const Tensor& x, std::span<AttentionState* const> states) const;
+  /// What the attention layer gets of x: norm(x).
+  Variable attention_input(const Variable& x) const { return norm1_.forward(x); }
   Attention& attention() const { return attention_; }
   FeedForward& mlp() const { return mlp_; }
 

@@ -54,15 +54,16 @@ Transformer::Transformer(const TransformerConfig& config, const AttentionFactory
   norm_ = &add_child("norm", std::make_unique<Norm>(config.norm, config.width, config.bias));
 }
 
-Variable Transformer::hidden(const Tensor& tokens) {
+Variable Transformer::stream_before(const Tensor& tokens, std::int64_t layer, const char* call) {
   if (tokens.rank() != 2) {
-    throw ShapeError("transformer.hidden(tokens): tokens: expected [B, T], got " +
-                     to_string(tokens.shape()));
+    throw ShapeError(std::string("transformer.") + call +
+                     "(tokens): tokens: expected [B, T], got " + to_string(tokens.shape()));
   }
   Variable x = embedding_->forward(tokens);
   if (config_.compute != x.dtype()) x = cast(x, config_.compute);
   if (training()) x = dropout(x, config_.dropout, generator_);
-  for (Block* block : blocks_) {
+  for (std::int64_t i = 0; i < layer; ++i) {
+    Block* const block = blocks_[static_cast<std::size_t>(i)];
     if (config_.recompute) {
       x = checkpoint([block](const std::vector<Variable>& in) { return block->forward(in[0]); },
                      {x});
@@ -70,7 +71,22 @@ Variable Transformer::hidden(const Tensor& tokens) {
       x = block->forward(x);
     }
   }
-  return norm_->forward(x);
+  return x;
+}
+
+Variable Transformer::hidden(const Tensor& tokens) {
+  return norm_->forward(stream_before(tokens, layers(), "hidden"));
+}
+
+Tensor Transformer::attention_input(const Tensor& tokens, std::int64_t layer) {
+  if (training() || layer < 0 || layer >= layers()) {
+    throw ConfigError("transformer.attention_input: expected evaluation mode and a layer in [0, " +
+                      std::to_string(layers()) + "), got layer " + std::to_string(layer) +
+                      (training() ? " in training mode" : ""));
+  }
+  const NoGradGuard no_grad;
+  const Variable x = stream_before(tokens, layer, "attention_input");
+  return blocks_[static_cast<std::size_t>(layer)]->attention_input(x).value();
 }
 
 Variable Transformer::loss(const Tensor& tokens, const Tensor& targets, std::int64_t ignore) {

@@ -63,6 +63,9 @@ class Transformer : public Module {
   /// tokens i32 or i64 [B, T], on any device → the final norm's output [B, T, C], of the dtype of
   /// activations.
   Variable hidden(const Tensor& tokens);
+  /// What the attention of layer `layer` gets for tokens [B, T] in evaluation mode, [B, T, C],
+  /// without gradient: only the layers before it run.
+  Tensor attention_input(const Tensor& tokens, std::int64_t layer);
   /// Mean cross-entropy in nats over targets that are not `ignore`; targets [B, T].
   Variable loss(const Tensor& tokens, const Tensor& targets, std::int64_t ignore = -100);
   /// The same with targets that are ready, and tokens where the model is: nothing waits.
@@ -100,6 +103,9 @@ class Transformer : public Module {
   std::int64_t active_parameter_count() const;
 
  private:
+  /// The residual stream [B, T, C] before block `layer`.
+  Variable stream_before(const Tensor& tokens, std::int64_t layer, const char* call);
+
   TransformerConfig config_;
   Generator generator_;
   Embedding* embedding_ = nullptr;
