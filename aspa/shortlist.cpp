@@ -202,6 +202,18 @@ ChunkReport Shortlist::add(const TokenScores& chunk) {
   return report;
 }
 
+void Shortlist::merge(const std::vector<Winner>& earlier) {
+  heap_.insert(heap_.end(), earlier.begin(), earlier.end());
+  std::sort(heap_.begin(), heap_.end(), [](const Winner& a, const Winner& b) {
+    return a.token != b.token ? a.token < b.token : a.before(b);
+  });
+  const auto same = [](const Winner& a, const Winner& b) { return a.token == b.token; };
+  heap_.erase(std::unique(heap_.begin(), heap_.end(), same), heap_.end());
+  std::sort(heap_.begin(), heap_.end(), before);
+  heap_.resize(std::min(heap_.size(), static_cast<std::size_t>(config_.buffer)));
+  std::make_heap(heap_.begin(), heap_.end(), before);
+}
+
 std::vector<Winner> Shortlist::winners() const {
   std::vector<Winner> list = heap_;
   std::sort(list.begin(), list.end(),

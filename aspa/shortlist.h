@@ -81,6 +81,10 @@ class Shortlist {
   /// the token when a score is not a finite number; the buffer is then as it was.
   ChunkReport add(const TokenScores& chunk);
 
+  /// Winners of an earlier pass over the same text compete for the buffer, too. Of a token that is
+  /// there already the better score counts.
+  void merge(const std::vector<Winner>& earlier);
+
   const ShortlistConfig& config() const { return config_; }
   /// Tokens that went by.
   std::int64_t tokens() const { return tokens_; }

@@ -25,9 +25,22 @@ void check_rows(const char* call, const char* name, const Tensor& x, const AspaC
   }
 }
 
+// 1 for the heads that a query enters, else 0: [H, P, 1].
+Tensor entered(const Tensor& heads, std::int64_t queries, std::int64_t H) {
+  check_heads(Role::query, heads, queries, H);
+  const Tensor there = heads.to(kCpu).contiguous();
+  const Tensor mask = Tensor::zeros({H, queries, 1});
+  for (std::int64_t i = 0; i < there.numel(); ++i) {
+    const std::int32_t head = there.data<std::int32_t>()[i];
+    if (head >= 0) mask.data<float>()[head * queries + i / there.size(1)] = 1;
+  }
+  return mask;
+}
+
 }  // namespace
 
-TokenScorer::TokenScorer(const AspaAttention& layer, const Tensor& prompt, bool with_salience)
+TokenScorer::TokenScorer(const AspaAttention& layer, const Tensor& prompt, bool with_salience,
+                         const Tensor& heads)
     : layer_(layer), with_salience_(with_salience) {
   const char* call = "TokenScorer(layer, prompt)";
   const AspaConfig& c = layer.config();
@@ -46,7 +59,10 @@ TokenScorer::TokenScorer(const AspaAttention& layer, const Tensor& prompt, bool 
   const std::int64_t P = prompt.size(0);
   const double scale = 1 / std::sqrt(static_cast<double>(c.head_width));
   const Tensor q = ops::matmul(prompt.to(device).unsqueeze(0), layer.weights().q.value());
-  const Tensor queries = ops::affine(q, scale, 0);
+  Tensor queries = ops::affine(q, scale, 0);
+  if (heads.defined()) {
+    queries = ops::mul(queries, entered(heads, P, H).to(queries.dtype()).to(device));
+  }
   const Tensor& w_k = layer.weights().k.value();
   if (P * c.width <= c.head_width * (c.width + P)) {
     asked_ = ops::matmul(queries, w_k, false, true).reshape({H * P, c.width});

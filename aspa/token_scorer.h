@@ -16,10 +16,12 @@ namespace proteus {
 class TokenScorer {
  public:
   /// `prompt` [P, C], P ≥ 1: inputs of the layer (what forward() gets). With `with_salience`,
-  /// score() gives S_t too. The layer must outlive the scorer and keep its weights. Throws
-  /// ShapeError, DTypeError; ConfigError if the layer has no routed heads or, where it is asked
-  /// for, no token salience.
-  TokenScorer(const AspaAttention& layer, const Tensor& prompt, bool with_salience);
+  /// score() gives S_t too. With `heads` i32 [P, k] (Selection::query of the prompt) a query asks
+  /// in those heads alone: in others its logit is 0. The layer must outlive the scorer and keep its
+  /// weights. Throws ShapeError, DTypeError; ConfigError if the layer has no routed heads or, where
+  /// it is asked for, no token salience.
+  TokenScorer(const AspaAttention& layer, const Tensor& prompt, bool with_salience,
+              const Tensor& heads = {});
 
   /// x [n, C]: inputs of the layer for consecutive tokens, on any device; `before` [C] is the token
   /// before them, undefined at the start of the text. Runs where the layer is; the result is on

@@ -330,5 +330,22 @@ TEST(TokenScorer, RefusesWhatDoesNotFit) {
                              .best.data<float>()[0]));
 }
 
+TEST(Shortlist, WinnersOfAnEarlierPassCompete) {
+  ShortlistConfig c = plain_config();
+  c.buffer = 4;
+  Shortlist first(c);
+  first.add(one_head({9, 0, 6, 0, 5, 0, 0, 0}));
+  Shortlist second(c);
+  second.add(one_head({1, 8, 7, 0, 0, 0, 2, 3}));
+  second.merge(first.winners());
+  EXPECT_EQ(kept(second), (Ids{0, 1, 2, 4}));
+  EXPECT_EQ(second.winners()[2].score, 7) << "the better of the two passes";
+  const std::vector<Winner> before = second.winners();
+  second.merge(before);
+  EXPECT_EQ(kept(second), (Ids{0, 1, 2, 4}));
+  second.add(one_head({10}));
+  EXPECT_EQ(kept(second), (Ids{0, 1, 2, 8})) << "the worst has left";
+}
+
 }  // namespace
 }  // namespace proteus
