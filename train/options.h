@@ -143,11 +143,14 @@ struct DuelOptions {
 };
 
 struct RecallOptions {
-  std::string task = "mqar";  ///< see recall_kind
+  std::string task = "mqar";  ///< see recall_kind; or needle (train/needle_task.h)
   std::int64_t pairs = 16;
   std::int64_t vocab = 1024;
-  std::int64_t shortest = 0;  ///< see RecallTaskConfig
-  double stop_at = 0;         ///< accuracy of two evaluations in a row that ends a run; 0 = none
+  std::int64_t shortest = 0;        ///< see RecallTaskConfig
+  double stop_at = 0;  ///< accuracy of two evaluations in a row that ends a run; 0 = none
+  std::int64_t train_length = 256;  ///< needle: tokens of a lesson
+  std::int64_t trials = 100;        ///< needle: streams of each kind
+  std::vector<std::string> needles = {"single", "distractors", "two_hop"};  ///< see needle_kinds
 };
 
 struct SweepOptions {
@@ -159,8 +162,11 @@ struct SweepOptions {
 };
 
 struct StreamOptions {
-  std::int64_t length = 0;  ///< 0 = all of --embeddings; 2^20 random tokens without
-  std::string embeddings;   ///< empty = random; "-" = standard input
+  std::int64_t length = 0;        ///< 0 = all of --embeddings; 2^20 random tokens without
+  std::string embeddings;         ///< empty = random; "-" = standard input
+  std::string file;               ///< a text for checkpoint.checkpoint; "-" = standard input
+  std::int64_t score_layer = -1;  ///< of a checkpoint; −1 = the last
+  std::int64_t rounds = 1;        ///< passes of a checkpoint
   std::string prompt_embeddings;
   std::int64_t prompt_tokens = 16;  ///< random ones, without prompt_embeddings
   std::int64_t chunk = 65536;

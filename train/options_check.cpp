@@ -10,6 +10,7 @@
 #include "tensor/error.h"
 #include "train/device.h"
 #include "train/memory.h"
+#include "train/needle_task.h"
 #include "train/options.h"
 #include "train/recall_task.h"
 #include "train/sweep.h"
@@ -286,26 +287,62 @@ void check_sweep(const SweepOptions& o) {
   check_not_negative("point-seconds", o.point_seconds);
 }
 
-void check_stream(const Options& options) {
-  const StreamOptions& o = options.stream;
-  check_range("length", o.length, 0, kMostCount);
-  check_range("chunk", o.chunk, 1, std::int64_t{1} << 30);
-  if (o.length > 0 && o.chunk > o.length) {
-    throw ConfigError(
-        fmt::format("--chunk: expected at most {} (= --length), got {}", o.length, o.chunk));
+void check_recall_task(const Options& o) {
+  if (o.recall.task != "needle") {
+    RecallTask(recall_config(o, 0));
+    return;
   }
+  NeedleTask({o.model.context, o.recall.vocab, 0, 0});
+  if (o.checkpoint.checkpoint.empty()) {
+    NeedleLessons(o.recall.train_length, o.recall.pairs, o.recall.vocab, 0);
+  }
+  needle_kinds(o.recall.needles);
+  check_range("trials", o.recall.trials, 1, kMostCount);
+  if (o.duel.seeds != 1) {
+    throw ConfigError(
+        fmt::format("--seeds: expected 1 with --task needle, got {}; give one --seed after another",
+                    o.duel.seeds));
+  }
+}
+
+/// What a stream keeps, whoever scores it.
+void check_shortlist(const StreamOptions& o) {
+  check_range("chunk", o.chunk, 1, std::int64_t{1} << 30);
   check_range("buffer", o.buffer, 1, std::int64_t{1} << 30);
   check_range("per-chunk", o.per_chunk, 1, std::int64_t{1} << 30);
   check_share("chunk-keep", o.chunk_keep);
   check_share("final-keep", o.final_keep);
   check_share("top-p", o.top_p);
-  check_range("top-a", o.top_a, 0, options.model.heads);
+  check_range("top-a", o.top_a, 0, kMostSize);
   check_range("pool", o.pool, 0, kMostSize);
   check_range("span", o.span, 0, kMostSize);
   if (!std::isfinite(o.salience_weight)) {
     throw ConfigError(
         fmt::format("--salience-weight: expected a finite number, got {}", o.salience_weight));
   }
+  check_range("rounds", o.rounds, 1, kMostSize);
+  check_range("score-layer", o.score_layer, -1, kMostSize);
+  if (!o.ram_limit.empty() && parse_bytes(o.ram_limit) < 0) {
+    throw ConfigError(
+        fmt::format("--ram-limit: expected a size, as 256M or 4G, got '{}'", o.ram_limit));
+  }
+}
+
+void check_stream(const Options& options) {
+  const StreamOptions& o = options.stream;
+  check_shortlist(o);
+  const bool model = !options.checkpoint.checkpoint.empty();
+  if (model == o.file.empty()) {
+    throw ConfigError(fmt::format("--{0}: expected it together with --{1}: a model reads a text",
+                                  model ? "checkpoint" : "file", model ? "file" : "checkpoint"));
+  }
+  if (model) return;
+  check_range("length", o.length, 0, kMostCount);
+  if (o.length > 0 && o.chunk > o.length) {
+    throw ConfigError(
+        fmt::format("--chunk: expected at most {} (= --length), got {}", o.length, o.chunk));
+  }
+  check_range("top-a", o.top_a, 0, options.model.heads);
   check_range("prompt-tokens", o.prompt_tokens, 1, kMostSize);
   if (o.prompt_embeddings.empty() && o.prompt_tokens > o.buffer) {
     throw ConfigError(fmt::format("--prompt-tokens: expected at most {} (= --buffer), got {}",
@@ -318,10 +355,6 @@ void check_stream(const Options& options) {
   if (options.aspa.k > options.model.heads) {
     throw ConfigError(fmt::format("--k: expected at most {} (= --heads), got {}",
                                   options.model.heads, options.aspa.k));
-  }
-  if (!o.ram_limit.empty() && parse_bytes(o.ram_limit) < 0) {
-    throw ConfigError(
-        fmt::format("--ram-limit: expected a size, as 256M or 4G, got '{}'", o.ram_limit));
   }
 }
 
@@ -358,7 +391,8 @@ void validate(const Options& o) {
   check_causal(o.checkpoint.model);
   if (recall) {
     check_unit("stop-at", o.recall.stop_at);
-    RecallTask(recall_config(o, 0));
+    check_shortlist(o.stream);
+    check_recall_task(o);
   }
   if (o.command == "stream") check_stream(o);
   check_one_of("part", o.gates.part, {"attention", "mlp"});
@@ -378,7 +412,8 @@ void validate(const Options& o) {
   if (o.command == "inspect" && o.output.path.empty()) {
     throw ConfigError("inspect: expected a path, as in: proteus inspect runs/aspa/checkpoint");
   }
-  if (o.command == "sample" && o.common.device != "cpu") {
+  const bool decodes = o.command == "sample" || (o.command == "stream" && !o.stream.file.empty());
+  if (decodes && o.common.device != "cpu") {
     throw ConfigError(fmt::format(
         "--device: expected cpu, got '{}'; text is decoded on the CPU, wherever it was trained",
         o.common.device));

@@ -87,6 +87,9 @@ void set_mqar(Options& o) {
   o.training.warmup = 200;
   o.training.beta2 = 0.999;
   o.duel.arms = {"dense", "dense_shift", "aspa", "aspa_no_prototypes"};
+  o.stream.rounds = 2;
+  o.stream.pool = 0;
+  o.stream.top_p = 1;
 }
 
 void set_layer(Options& o) {
@@ -114,8 +117,8 @@ void set_stream(Options& o) {
 
 std::string_view first_preset(std::string_view command) {
   if (command == "recall") return "mqar";
-  if (command == "sweep") return "layer";
   if (command == "stream") return "stream";
+  if (command == "sweep") return "layer";
   return "tiny";
 }
 

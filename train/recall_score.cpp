@@ -43,13 +43,12 @@ Score score(Transformer& model, const Batch& batch) {
 
 }  // namespace
 
-double recall_accuracy(Transformer& model, const RecallTask& task, std::int64_t batches,
+double recall_accuracy(Transformer& model, const SplitBatches& batches, std::int64_t count,
                        std::int64_t rows) {
   model.set_training(false);
   Score total;
-  for (std::int64_t i = 0; i < batches; ++i) {
-    const Score s =
-        score(model, task.batch(RecallSplit::eval, static_cast<std::uint64_t>(i), rows));
+  for (std::int64_t i = 0; i < count; ++i) {
+    const Score s = score(model, batches(RecallSplit::eval, static_cast<std::uint64_t>(i), rows));
     total.right += s.right;
     total.asked += s.asked;
   }

@@ -42,7 +42,8 @@ RecallKind recall_kind(std::string_view name) {
   if (name == "mqar") return RecallKind::mqar;
   if (name == "mqar_rebind") return RecallKind::rebind;
   if (name == "stream") return RecallKind::stream;
-  throw ConfigError(fmt::format("--task: expected mqar, mqar_rebind or stream, got '{}'", name));
+  throw ConfigError(
+      fmt::format("--task: expected mqar, mqar_rebind, stream or needle, got '{}'", name));
 }
 
 RecallTaskConfig recall_config(const Options& options, std::uint64_t seed) {

@@ -16,10 +16,11 @@ namespace {
 
 constexpr char32_t kCodePoints = 0x110000;
 
-std::string not_utf8(std::string_view text, std::size_t offset) {
+/// The byte at `i` of a text that begins at byte `offset` of its file.
+std::string not_utf8(std::string_view text, std::size_t i, std::size_t offset = 0) {
   return fmt::format(
       "byte 0x{:02X} at offset {} is not UTF-8; use --tokenizer byte, or convert the text to UTF-8",
-      static_cast<unsigned char>(text[offset]), offset);
+      static_cast<unsigned char>(text[i]), offset + i);
 }
 
 /// 'é' (U+00E9); control characters by number alone.
@@ -97,7 +98,8 @@ int Tokenizer::byte_length(std::int32_t id) const {
   return static_cast<int>(decode({&id, 1}).size());
 }
 
-std::string Tokenizer::encode_into(std::string_view text, std::vector<std::int32_t>& ids) const {
+std::string Tokenizer::encode_into(std::string_view text, std::vector<std::int32_t>& ids,
+                                   std::size_t offset) const {
   if (bpe_) {
     ids = bpe_->encode(text);
     return {};
@@ -109,7 +111,7 @@ std::string Tokenizer::encode_into(std::string_view text, std::vector<std::int32
   }
   for (std::size_t i = 0; i < text.size();) {
     const CodePoint c = decode_utf8(text, i);
-    if (c.bytes == 0) return not_utf8(text, i);
+    if (c.bytes == 0) return not_utf8(text, i, offset);
     std::int32_t id = -1;
     if (c.value < low_.size()) {
       id = low_[c.value];
@@ -121,7 +123,7 @@ std::string Tokenizer::encode_into(std::string_view text, std::vector<std::int32
       return fmt::format(
           "character {} at offset {} is not among the {} that the tokenizer knows; leave it out, "
           "or train with --tokenizer byte",
-          show(c.value), i, chars_.size());
+          show(c.value), offset + i, chars_.size());
     }
     ids.push_back(id);
     i += static_cast<std::size_t>(c.bytes);
@@ -129,9 +131,10 @@ std::string Tokenizer::encode_into(std::string_view text, std::vector<std::int32
   return {};
 }
 
-std::vector<std::int32_t> Tokenizer::encode(std::string_view text, std::string_view source) const {
+std::vector<std::int32_t> Tokenizer::encode(std::string_view text, std::string_view source,
+                                            std::size_t offset) const {
   std::vector<std::int32_t> ids;
-  const std::string wrong = encode_into(text, ids);
+  const std::string wrong = encode_into(text, ids, offset);
   if (!wrong.empty()) throw FileError(fmt::format("{}: {}", source, wrong));
   return ids;
 }

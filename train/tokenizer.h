@@ -39,9 +39,11 @@ class Tokenizer {
   /// Bytes of an id's text. Throws ConfigError when the id is not in [0, vocab).
   int byte_length(std::int32_t id) const;
 
-  /// Ids of a data file's text. Throws FileError naming `source`, the character and its offset in
-  /// bytes when a character has no id or is not UTF-8.
-  std::vector<std::int32_t> encode(std::string_view text, std::string_view source) const;
+  /// Ids of a data file's text, or of a part of it that begins at byte `offset`. Throws FileError
+  /// naming `source`, the character and its offset in bytes when a character has no id or is not
+  /// UTF-8.
+  std::vector<std::int32_t> encode(std::string_view text, std::string_view source,
+                                   std::size_t offset = 0) const;
   /// The same for text from an option (a prompt): throws ConfigError naming `option`.
   std::vector<std::int32_t> encode_option(std::string_view text, std::string_view option) const;
   /// The text of ids. That of bytes and of bpe may begin or end in the middle of a character.
@@ -61,7 +63,8 @@ class Tokenizer {
  private:
   Tokenizer() = default;
   /// Fills `ids`; returns what is wrong, or an empty string.
-  std::string encode_into(std::string_view text, std::vector<std::int32_t>& ids) const;
+  std::string encode_into(std::string_view text, std::vector<std::int32_t>& ids,
+                          std::size_t offset = 0) const;
   void set_chars(std::vector<char32_t> sorted);
 
   TokenizerKind kind_ = TokenizerKind::bytes;

@@ -37,8 +37,11 @@ double accuracy(Device device, std::int64_t length, const std::string& path, std
       make_model(saved.options, arm_named(saved.arm, "arm"), saved.vocab, saved.seed);
   restore_model(*model, checkpoint.model, path);
   model->to(device);
-  return recall_accuracy(*model, RecallTask(recall_config(saved.options, saved.seed)),
-                         (kQueries + kRows * pairs - 1) / (kRows * pairs), kRows);
+  const RecallTask task(recall_config(saved.options, saved.seed));
+  const auto batches = [&task](RecallSplit split, std::uint64_t index, std::int64_t rows) {
+    return task.batch(split, index, rows);
+  };
+  return recall_accuracy(*model, batches, (kQueries + kRows * pairs - 1) / (kRows * pairs), kRows);
 }
 
 void print_table(Device device, std::int64_t length, const std::string& label,

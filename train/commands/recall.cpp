@@ -5,35 +5,12 @@
 #include <nlohmann/json.hpp>
 
 #include "train/commands.h"
+#include "train/commands/answers.h"
+#include "train/commands/needle.h"
 #include "train/commands/text.h"
-#include "train/recall_score.h"
 
 namespace proteus {
 namespace {
-
-constexpr std::int64_t kEvalBatches = 8;
-constexpr std::int64_t kMostEvalRows = 256;
-constexpr std::int64_t kEvalTokens = 128 * 1024;  // of a batch: long sequences come fewer at a time
-
-Task recall_task(const Options& options, const RecallTask& source) {
-  Task task;
-  task.vocab = options.recall.vocab;
-  task.stop_at = options.recall.stop_at;
-  task.train = [&source, rows = options.training.batch](std::int64_t i) {
-    return source.batch(RecallSplit::train, static_cast<std::uint64_t>(i), rows);
-  };
-  const std::int64_t eval_rows =
-      std::clamp<std::int64_t>(kEvalTokens / options.model.context, 1, kMostEvalRows);
-  task.evaluate = [&source, eval_rows](Transformer& model) -> Evaluation {
-    const auto batch = [&](std::int64_t i) {
-      return source.batch(RecallSplit::eval, static_cast<std::uint64_t>(i), eval_rows);
-    };
-    return {evaluate(model, batch, 1).loss,
-            recall_accuracy(model, source, kEvalBatches, eval_rows)};
-  };
-  task.probe = source.batch(RecallSplit::eval, 0, 4);
-  return task;
-}
 
 // The largest fall from a previous best on the way: 0 for a run that only rose.
 double largest_fall(const RunResult& r) {
@@ -63,6 +40,7 @@ Table scores(const std::vector<RunResult>& results) {
 }  // namespace
 
 int run_recall(const Options& given) {
+  if (given.recall.task == "needle") return run_needle(given);
   const Options options = resolved_for(given, 0);
   RunFolder folder(options);
   const ProgressMode mode = progress_mode(stdout, options.common.quiet);
@@ -78,6 +56,9 @@ int run_recall(const Options& given) {
     for (std::int64_t i = 0; i < options.duel.seeds; ++i) {
       const auto seed = static_cast<std::uint64_t>(options.common.seed + i);
       const RecallTask source(recall_config(options, seed));
+      const auto batches = [&source](RecallSplit split, std::uint64_t index, std::int64_t rows) {
+        return source.batch(split, index, rows);
+      };
       SessionConfig config;
       config.label = name;
       config.seed = seed;
@@ -87,8 +68,9 @@ int run_recall(const Options& given) {
             folder.file(options.duel.seeds > 1 ? fmt::format("{}-seed{}", name, seed) : name);
       }
       std::unique_ptr<Transformer> model;
-      results.push_back(
-          run_session(options, arm, recall_task(options, source), config, folder, mode, model));
+      results.push_back(run_session(options, arm,
+                                    answers_task(options, options.recall.vocab, batches), config,
+                                    folder, mode, model));
       json["arms"].push_back(arm_json(results.back()));
       folder.write_summary(json);
       if (results.back().interrupted) {

@@ -12,6 +12,7 @@
 #include "autograd/tape.h"
 #include "tensor/error.h"
 #include "train/commands.h"
+#include "train/commands/stream_text.h"
 #include "train/commands/text.h"
 #include "train/device.h"
 #include "train/memory.h"
@@ -308,6 +309,7 @@ void print_table(const Json& s, bool quiet, const RunFolder& folder) {
 }  // namespace
 
 int run_stream(const Options& options) {
+  if (!options.checkpoint.checkpoint.empty()) return run_stream_text(options);
   const StreamOptions& o = options.stream;
   const Device device = open_device(options.common.device);
   const RowSource source = open_source(options);
