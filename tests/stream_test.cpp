@@ -125,7 +125,7 @@ TEST(RowSource, ReadsSafetensors) {
   const TemporaryFolder folder;
   const Tensor x = Tensor::randn({5, 4}, {1, 1});
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    write_safetensors(folder.file("x.safetensors"), {{"x", x.to(dtype)}});
+    write_safetensors(folder.file("x.safetensors"), NamedTensors{{"x", x.to(dtype)}});
     EXPECT_EQ(all_rows(embedding_source(folder.file("x.safetensors"), 4)), x.to(dtype).to_vector());
   }
 }
@@ -160,7 +160,7 @@ TEST(RowSource, SaysWhatIsWrongWithAFile) {
   write_npy(folder.file("x.npy"), "<f4", "3, 4", data.data(), 48, "True");
   EXPECT_EQ(error("x.npy"), "expected rows one after the other, got an array in Fortran order");
   write_safetensors(folder.file("x.safetensors"),
-                    {{"a", Tensor::zeros({3, 4})}, {"b", Tensor::zeros({3, 4})}});
+                    NamedTensors{{"a", Tensor::zeros({3, 4})}, {"b", Tensor::zeros({3, 4})}});
   EXPECT_EQ(error("x.safetensors"), "expected one tensor [rows, width], got 2");
   folder.write("x.safetensors", std::string("\xff\xff\xff\xff\xff\xff\xff\xff{}", 10));
   EXPECT_EQ(error("x.safetensors"), "not a valid safetensors file: header length out of bounds");

@@ -146,8 +146,8 @@ struct RecallOptions {
   std::string task = "mqar";  ///< see recall_kind; or needle (train/needle_task.h)
   std::int64_t pairs = 16;
   std::int64_t vocab = 1024;
-  std::int64_t shortest = 0;        ///< see RecallTaskConfig
-  double stop_at = 0;  ///< accuracy of two evaluations in a row that ends a run; 0 = none
+  std::int64_t shortest = 0;  ///< see RecallTaskConfig
+  double stop_at = 0;         ///< accuracy of two evaluations in a row that ends a run; 0 = none
   std::int64_t train_length = 256;  ///< needle: tokens of a lesson
   std::int64_t trials = 100;        ///< needle: streams of each kind
   std::vector<std::string> needles = {"single", "distractors", "two_hop"};  ///< see needle_kinds

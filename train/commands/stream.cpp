@@ -243,12 +243,12 @@ void write_indices(const std::string& path, const Shortlist& list, const std::ve
     span.data<std::int64_t>()[2 * i] = spans[i].begin;
     span.data<std::int64_t>()[2 * i + 1] = spans[i].end;
   }
-  write_safetensors(path, {{"token", token},
-                           {"score", score},
-                           {"head", why.select(1, 0)},
-                           {"query", why.select(1, 1)},
-                           {"agree", why.select(1, 2)},
-                           {"span", span}});
+  write_safetensors(path, NamedTensors{{"token", token},
+                                       {"score", score},
+                                       {"head", why.select(1, 0)},
+                                       {"query", why.select(1, 1)},
+                                       {"agree", why.select(1, 2)},
+                                       {"span", span}});
 }
 
 // Until it is finished, a run leaves nothing behind: what it wrote means nothing without the rest.

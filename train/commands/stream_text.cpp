@@ -11,6 +11,7 @@
 #include "train/commands.h"
 #include "train/commands/model_file.h"
 #include "train/commands/text.h"
+#include "train/file_ops.h"
 #include "train/memory.h"
 #include "train/signals.h"
 #include "train/staging.h"
