@@ -407,7 +407,7 @@ const std::vector<CommandSpec>& command_specs() {
       {{"inspect", "list a checkpoint, a tensor file or a text without loading it"},
        "proteus inspect runs/aspa/checkpoint",
        {inspect},
-       {"json"},
+       {"json", "device", "threads"},
        {},
        "path"},
       {{"doctor", "what this machine has and what is missing"},
