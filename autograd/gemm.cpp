@@ -72,10 +72,9 @@ Variable mlp_gelu(const Variable& x, const Variable& weight1, const Variable& bi
   auto hidden = ops::linear_gelu(x.value(), w1, value_beside(bias1, x),
                                  will_record({x, weight1, bias1, weight2, bias2}));
   Tensor y = ops::linear(hidden.y, w2, value_beside(bias2, x));
-  // The CPU keeps the pre-activation only and computes the activation again. On a GPU that would be
-  // one more pass over both, and of a pre-activation that was rounded to bf16 it would be another
-  // value: there both are kept.
-  const bool keep = x.device().type != DeviceType::cpu || x.dtype() == DType::bf16;
+  // In bf16 both are kept: the activation is half as large there, and of a pre-activation that was
+  // rounded it would be another value when computed again.
+  const bool keep = x.dtype() == DType::bf16;
   return record("mlp_gelu", {x, weight1, bias1, weight2, bias2}, y,
                 {x.value(), w1, w2, hidden.pre, keep ? hidden.y : Tensor()},
                 [dtype = weight1.dtype(), keep](const Backward& ctx) -> Gradients {

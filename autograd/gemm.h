@@ -18,8 +18,8 @@ Variable linear_gelu(const Variable& x, const Variable& weight, const Variable& 
 
 /// linear(gelu(linear(x, weight1, bias1)), weight2, bias2): the MLP of a transformer block.
 /// weight1 [hidden, in], weight2 [out, hidden]; biases may be undefined. Saves x, the weights and
-/// the pre-activation; on the CPU the activation is computed again on the way back, together with
-/// its gradient, on a GPU it is saved too.
+/// the pre-activation; the activation is saved too in bf16, otherwise it is computed again on the
+/// way back, together with its gradient.
 Variable mlp_gelu(const Variable& x, const Variable& weight1, const Variable& bias1,
                   const Variable& weight2, const Variable& bias2);
 
