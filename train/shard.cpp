@@ -30,44 +30,48 @@ std::int32_t word(std::string_view bytes, std::size_t i) {
 
 }  // namespace
 
-Shard::Shard(const std::string& path)
-    : path_(path), file_(std::make_shared<const MappedFile>(path)) {
-  const std::string_view bytes = file_->view();
+ShardHeader parse_shard(std::string_view bytes, const std::string& path) {
   const auto size = static_cast<std::int64_t>(bytes.size());
   const auto fail = [&](const std::string& what) {
     throw FileError(fmt::format("{}: {}", path, what));
   };
-  ids_ = bytes.data();
+  ShardHeader header;
   const std::int32_t magic = size >= 4 ? word(bytes, 0) : 0;
   if (magic != kMagic16 && magic != kMagic32) {
     if (size == 0 || size % 2 != 0) {
       fail(fmt::format("expected u16 ids, or a header and ids, got {} bytes", size));
     }
-    tokens_ = size / 2;
-    return;
+    header.tokens = size / 2;
+    return header;
   }
-  wide_ = magic == kMagic32;
+  header.wide = magic == kMagic32;
+  header.data_at = kHeaderBytes;
   if (size < kHeaderBytes) fail(fmt::format("the header is cut off at {} bytes", size));
   const std::int32_t version = word(bytes, 1);
-  const std::int32_t expected = wide_ ? kVersion32 : kVersion16;
-  if (version != expected) {
-    fail(fmt::format("version {}, expected {}", version, expected));
+  const std::int32_t expected = header.wide ? kVersion32 : kVersion16;
+  if (version != expected) fail(fmt::format("version {}, expected {}", version, expected));
+  header.tokens = word(bytes, 2);
+  const std::int64_t id_bytes = header.wide ? 4 : 2;
+  if (header.tokens < 0 || size != kHeaderBytes + header.tokens * id_bytes) {
+    fail(fmt::format("the header says {} ids of {} bytes, the file has {} bytes of them",
+                     header.tokens, id_bytes, size - kHeaderBytes));
   }
-  tokens_ = word(bytes, 2);
-  if (tokens_ < 0 || size != kHeaderBytes + tokens_ * bytes_per_id()) {
-    fail(fmt::format("the header says {} ids of {} bytes, the file has {} bytes of them", tokens_,
-                     bytes_per_id(), size - kHeaderBytes));
-  }
-  ids_ += kHeaderBytes;
+  return header;
 }
 
+Shard::Shard(const std::string& path)
+    : path_(path),
+      file_(std::make_shared<const MappedFile>(path)),
+      header_(parse_shard(file_->view(), path)) {}
+
 void Shard::copy(std::int64_t first, std::int64_t n, std::int64_t vocab, std::int32_t* out) const {
-  if (wide_) {
-    std::memcpy(out, ids_ + 4 * first, static_cast<std::size_t>(4 * n));
+  const char* ids = file_->view().data() + header_.data_at;
+  if (header_.wide) {
+    std::memcpy(out, ids + 4 * first, static_cast<std::size_t>(4 * n));
   } else {
     for (std::int64_t i = 0; i < n; ++i) {
       std::uint16_t id = 0;
-      std::memcpy(&id, ids_ + 2 * (first + i), 2);
+      std::memcpy(&id, ids + 2 * (first + i), 2);
       out[i] = id;
     }
   }

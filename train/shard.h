@@ -6,20 +6,30 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "train/mapped_file.h"
 
 namespace proteus {
 
+/// What a shard's bytes say of themselves.
+struct ShardHeader {
+  std::int64_t tokens = 0;
+  bool wide = false;        ///< u32 ids, otherwise u16
+  std::size_t data_at = 0;  ///< where the ids begin
+};
+/// Throws FileError naming `path` when the header, the length or the number of ids do not agree.
+ShardHeader parse_shard(std::string_view bytes, const std::string& path);
+
 class Shard {
  public:
-  /// Throws FileError when the header, the length or the number of ids do not agree.
+  /// Throws FileError like MappedFile and parse_shard.
   explicit Shard(const std::string& path);
 
   const std::string& path() const { return path_; }
-  std::int64_t tokens() const { return tokens_; }
-  int bytes_per_id() const { return wide_ ? 4 : 2; }
+  std::int64_t tokens() const { return header_.tokens; }
+  int bytes_per_id() const { return header_.wide ? 4 : 2; }
   /// ids[first, first + n) to `out`. Throws FileError naming the token when an id is not in
   /// [0, vocab).
   void copy(std::int64_t first, std::int64_t n, std::int64_t vocab, std::int32_t* out) const;
@@ -27,9 +37,7 @@ class Shard {
  private:
   std::string path_;
   std::shared_ptr<const MappedFile> file_;
-  const char* ids_ = nullptr;
-  std::int64_t tokens_ = 0;
-  bool wide_ = false;
+  ShardHeader header_;
 };
 
 /// The .bin files of `path`: itself, or those of a folder in order of their names. Throws FileError

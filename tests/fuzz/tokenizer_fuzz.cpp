@@ -1,5 +1,5 @@
-// The tokenizer of a config.json: what is taken writes itself back to the same, and gives a text
-// back that it has turned into ids.
+// The tokenizer of a config.json, or a tokenizer.json: what is taken writes itself back to the
+// same, and gives a text back that it has turned into ids.
 #include <string>
 
 #include "tests/fuzz/fuzz.h"
@@ -15,7 +15,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     std::vector<std::int32_t> ids;
     for (std::int64_t id = 0; id < vocab; ++id) ids.push_back(static_cast<std::int32_t>(id));
     const std::string all = tokenizer.decode(ids);
-    fuzz::require(tokenizer.encode(all, "fuzz") == ids);
+    const auto again = tokenizer.encode(all, "fuzz");
+    // Neighbours may merge into one token where there are merges; the text is the same.
+    fuzz::require(tokenizer.kind() == TokenizerKind::bpe ? tokenizer.decode(again) == all
+                                                         : again == ids);
     const std::int32_t outside[] = {static_cast<std::int32_t>(vocab)};
     fuzz::require(!fuzz::accepts([&] { tokenizer.decode(outside); }));
   });
