@@ -14,6 +14,10 @@ constexpr std::size_t kMaxHeader = std::size_t{1} << 16;
 constexpr std::size_t kMaxDimensions = 64;  // NumPy's own limit
 constexpr std::uint64_t kMostBytes = std::numeric_limits<std::int64_t>::max();
 
+[[noreturn]] void throw_not_npy(const std::string& path, const std::string& why) {
+  throw FileError(fmt::format("{}: not a valid .npy file: {}", path, why));
+}
+
 /// The dictionary of a header, a Python literal with exactly three keys:
 /// {'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }
 class DictParser {
@@ -46,9 +50,7 @@ class DictParser {
   }
 
  private:
-  [[noreturn]] void fail(const std::string& why) const {
-    throw FileError(fmt::format("{}: not a valid .npy file: {}", path_, why));
-  }
+  [[noreturn]] void fail(const std::string& why) const { throw_not_npy(path_, why); }
   void skip_blanks() {
     while (at_ < text_.size() && (text_[at_] == ' ' || text_[at_] == '\n')) ++at_;
   }
@@ -132,10 +134,8 @@ std::uint64_t element_bytes(std::string_view descr) {
 
 bool is_npy(std::string_view file) { return file.starts_with(kMagic); }
 
-NpyInfo parse_npy(std::string_view file, const std::string& path) {
-  const auto fail = [&](const std::string& why) {
-    throw FileError(fmt::format("{}: not a valid .npy file: {}", path, why));
-  };
+NpyInfo parse_npy_header(std::string_view file, const std::string& path) {
+  const auto fail = [&](const std::string& why) { throw_not_npy(path, why); };
   const auto byte = [&](std::size_t i) {
     return static_cast<std::size_t>(static_cast<unsigned char>(file[i]));
   };
@@ -156,6 +156,12 @@ NpyInfo parse_npy(std::string_view file, const std::string& path) {
   if (info.element_bytes == 0) {
     fail(fmt::format("expected a plain number as its type, got {}", info.descr));
   }
+  return info;
+}
+
+NpyInfo parse_npy(std::string_view file, const std::string& path) {
+  const NpyInfo info = parse_npy_header(file, path);
+  const auto fail = [&](const std::string& why) { throw_not_npy(path, why); };
   std::uint64_t bytes = info.element_bytes;
   bool empty = false;
   for (const std::int64_t size : info.shape) {

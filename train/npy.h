@@ -19,9 +19,11 @@ struct NpyInfo {
 /// Whether a file begins like one.
 bool is_npy(std::string_view file);
 
-/// Reads the header of a whole file's bytes; the elements must fill the rest exactly. Throws
-/// FileError naming `path`: another version, a header that is not of the format, element types that
-/// are not plain numbers, sizes that overflow or do not fit the file.
+/// Reads the header of a whole file's bytes. Throws FileError naming `path`: another version, a
+/// header that is not of the format, element types that are not plain numbers.
+NpyInfo parse_npy_header(std::string_view file, const std::string& path);
+/// The same; the elements must fill the rest exactly. Throws FileError also for sizes that overflow
+/// or do not fit the file.
 NpyInfo parse_npy(std::string_view file, const std::string& path);
 
 }  // namespace proteus

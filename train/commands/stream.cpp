@@ -57,19 +57,6 @@ AspaConfig layer_config(const Options& o) {
   return c;
 }
 
-ShortlistConfig shortlist_config(const Options& o) {
-  const StreamOptions& s = o.stream;
-  return {.buffer = s.buffer,
-          .per_chunk = s.per_chunk,
-          .chunk_keep = s.chunk_keep,
-          .top_p = s.top_p,
-          .pool = s.pool,
-          .salience = s.salience_weight,
-          .top_a = s.top_a,
-          .span = s.span,
-          .anchors = o.aspa.anchors};
-}
-
 RowSource open_source(const Options& o) {
   const StreamOptions& s = o.stream;
   if (s.embeddings.empty()) {

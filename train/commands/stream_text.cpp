@@ -179,20 +179,24 @@ Json summary_of(const Options& options, const Retrieved& kept, const Staging& st
 
 }  // namespace
 
-StreamModelConfig stream_config(const Options& o) {
+ShortlistConfig shortlist_config(const Options& o) {
   const StreamOptions& s = o.stream;
+  return {.buffer = s.buffer,
+          .per_chunk = s.per_chunk,
+          .chunk_keep = s.chunk_keep,
+          .top_p = s.top_p,
+          .pool = s.pool,
+          .salience = s.salience_weight,
+          .top_a = s.top_a,
+          .span = s.span,
+          .anchors = o.aspa.anchors};
+}
+
+StreamModelConfig stream_config(const Options& o) {
   StreamModelConfig c;
-  c.shortlist = {.buffer = s.buffer,
-                 .per_chunk = s.per_chunk,
-                 .chunk_keep = s.chunk_keep,
-                 .top_p = s.top_p,
-                 .pool = s.pool,
-                 .salience = s.salience_weight,
-                 .top_a = s.top_a,
-                 .span = s.span,
-                 .anchors = o.aspa.anchors};
-  c.chunk = s.chunk;
-  c.layer = s.score_layer;
+  c.shortlist = shortlist_config(o);
+  c.chunk = o.stream.chunk;
+  c.layer = o.stream.score_layer;
   return c;
 }
 

@@ -6,6 +6,8 @@
 
 namespace proteus {
 
+/// What a stream keeps, whoever scores it.
+ShortlistConfig shortlist_config(const Options& options);
 /// The part of the options that a model's stream takes.
 StreamModelConfig stream_config(const Options& options);
 
