@@ -83,17 +83,29 @@ std::vector<Span> keep_without(const NeedleTask& task, const NeedleTrial& trial,
   });
 }
 
-// The next round asks for the tokens of the best winners, in the question's form.
-std::vector<std::int32_t> next_questions(const TokenText& text, const Retrieved& kept,
-                                         std::int64_t count) {
-  std::vector<Winner> ranked = kept.winners;
-  std::sort(ranked.begin(), ranked.end(),
-            [](const Winner& a, const Winner& b) { return a.before(b); });
-  ranked.resize(std::min(ranked.size(), static_cast<std::size_t>(count)));
+// The words that the model puts into the first `hops` blanks behind `text`: "mark word _", then
+// "mark _ _".
+std::vector<std::int32_t> follow(Transformer& model, std::vector<std::int32_t> text,
+                                 std::int32_t word, std::int64_t hops) {
+  std::vector<std::int32_t> words;
+  for (std::int64_t hop = 0; hop < hops; ++hop) {
+    text.push_back(kNeedleMark);
+    text.push_back(word);
+    word = next_token(model, text);
+    text.push_back(word);
+    words.push_back(word);
+  }
+  return words;
+}
+
+// The questions of the round behind `hops` others: the model reads what was kept, and asks for the
+// words that it finds there, in the question's form.
+std::vector<std::int32_t> next_questions(Transformer& model, const NeedleTrial& trial,
+                                         std::vector<std::int32_t> kept, std::int64_t hops) {
   std::vector<std::int32_t> ids;
-  for (const Winner& w : ranked) {
+  for (const std::int32_t word : follow(model, std::move(kept), trial.chain.front(), hops)) {
     ids.push_back(kNeedleMark);
-    ids.push_back(text.ids(w.token, w.token + 1).front());
+    ids.push_back(word);
   }
   return ids;
 }
@@ -136,14 +148,8 @@ bool retained(const NeedleTrial& trial, const std::vector<Span>& spans) {
 }
 
 bool answers(Transformer& model, const NeedleTrial& trial, std::vector<std::int32_t> text) {
-  std::int32_t word = trial.chain.front();
-  for (std::size_t hop = 1; hop < trial.chain.size(); ++hop) {
-    text.push_back(kNeedleMark);
-    text.push_back(word);
-    word = next_token(model, text);
-    text.push_back(word);
-  }
-  return word == trial.chain.back();
+  const auto hops = static_cast<std::int64_t>(trial.chain.size()) - 1;
+  return follow(model, std::move(text), trial.chain.front(), hops).back() == trial.chain.back();
 }
 
 NeedleScore score_needles(Transformer& model, const NeedleTask& task, NeedleKind kind,
@@ -159,9 +165,11 @@ NeedleScore score_needles(Transformer& model, const NeedleTask& task, NeedleKind
       const NeedleTrial trial = trial_of(i);
       const TokenText text = text_of(task, trial);
       const std::int64_t rounds = kind == NeedleKind::two_hop ? eval.rounds : 1;
-      const Retrieved kept = stream.retrieve(
-          text, trial.question(), rounds,
-          [&](const Retrieved& last) { return next_questions(text, last, eval.hop_winners); });
+      std::int64_t hops = 0;
+      const Retrieved kept =
+          stream.retrieve(text, trial.question(), rounds, [&](const Retrieved& last) {
+            return next_questions(model, trial, final_text(text, last.spans, {}), ++hops);
+          });
       score.passes += rounds;
       score.stream_seconds += kept.seconds;
       spans[static_cast<std::size_t>(i)] = kept.spans;

@@ -39,9 +39,9 @@ struct NeedleEval {
   StreamModelConfig stream;
   std::vector<NeedleKind> kinds;
   std::int64_t trials = 100;  ///< of each kind
-  std::int64_t rounds = 2;    ///< of two-hop questions; others have one
-  /// Winners of a round, best first, whose tokens the next round asks for.
-  std::int64_t hop_winners = 4;
+  /// Of two-hop questions; others have one. A round asks also for what the model reads out of the
+  /// tokens that the rounds before kept.
+  std::int64_t rounds = 2;
 };
 
 /// Trials 0 … trials − 1 of a kind. The model is in evaluation mode.
