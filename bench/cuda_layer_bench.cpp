@@ -2,11 +2,12 @@
 //   cuda_layer_bench [--most T] [--dense-most T] [--by-slot T]
 // aspa: width 512, 32 routed heads of 64 of which a token enters 4, a window of 256 entries, 2
 // shared heads with a window of 256 tokens, 4 anchors, one gate per head, alpha 1; dense: 8 heads
-// of
-// 64. One sequence; forward without gradients in evaluation mode, and forward with backward (to x
-// and to all parameters) in training mode. bytes/T is the most memory that was in use at once, x,
-// weights and gradients included. --by-slot T times every kernel of ASPA at one length on its own
-// instead. bench/peers/attention_layer.py measures PyTorch's dense layer in the same shapes.
+// of 64. One sequence; forward without gradients in evaluation mode, and forward with backward (to
+// x and to all parameters) in training mode: queued kernel by kernel, and replayed as a CUDA graph,
+// which leaves out what the host needs to launch them. bytes/T is the most memory that was in use
+// at once, x, weights and gradients included. --by-slot T times every kernel of ASPA at one length
+// on its own instead. bench/peers/attention_layer.py measures PyTorch's dense layer in the same
+// shapes.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -18,6 +19,7 @@
 #include "autograd/tape.h"
 #include "bench/cuda_attention.h"
 #include "bench/slot_times.h"
+#include "cuda/graph.h"
 #include "nn/attention.h"
 #include "tensor/storage.h"
 
@@ -85,8 +87,16 @@ void forward_backward(Attention& layer, const Problem& p) {
 
 struct Figures {
   double ms = 0;
+  double replayed_ms = 0;
   double bytes = 0;
 };
+
+double replayed(const std::function<void()>& call) {
+  cuda::Graph graph;
+  call();
+  graph.finish();
+  return milliseconds([&] { graph.replay(0); });
+}
 
 Figures measure(Attention& layer, bool training, std::int64_t T, Device device) {
   const Problem p = problem(T, device, training);
@@ -96,7 +106,8 @@ Figures measure(Attention& layer, bool training, std::int64_t T, Device device) 
   synchronize(device);
   reset_peak_memory(DeviceType::cuda);
   const double ms = milliseconds(call);
-  return {ms, static_cast<double>(memory_stats(DeviceType::cuda).peak_bytes)};
+  const auto bytes = static_cast<double>(memory_stats(DeviceType::cuda).peak_bytes);
+  return {ms, replayed(call), bytes};
 }
 
 // Slope of log time to log length, by least squares.
@@ -122,8 +133,9 @@ void table(const char* name, Attention& layer, std::int64_t most, Device device)
     const Figures both = measure(layer, true, T, device);
     layer.zero_grad();
     const auto tokens = static_cast<double>(T);
-    std::printf("%-6s %9.0f %11.3f %12.3f %12.0f %14.0f\n", name, tokens, forward.ms, both.ms,
-                forward.bytes / tokens, both.bytes / tokens);
+    std::printf("%-6s %9.0f %11.3f %12.3f %11.3f %12.3f %12.0f %14.0f\n", name, tokens, forward.ms,
+                both.ms, forward.replayed_ms, both.replayed_ms, forward.bytes / tokens,
+                both.bytes / tokens);
     std::fflush(stdout);
     if (tokens < kLinearFrom) continue;
     lengths.push_back(tokens);
@@ -225,8 +237,8 @@ void run(int argc, char** argv) {
   if (const std::int64_t T = option(argc, argv, "--by-slot", 0)) return by_slot(aspa, T, device);
   DenseAttention dense(dense_config(), kOutputStd, init, generator);
   dense.to(device);
-  std::printf("%-6s %9s %11s %12s %12s %14s\n", "", "T", "fwd ms", "fwd+bwd ms", "fwd bytes/T",
-              "f+b bytes/T");
+  std::printf("%-6s %9s %11s %12s %11s %12s %12s %14s\n", "", "T", "fwd ms", "fwd+bwd ms",
+              "replayed", "replayed", "fwd bytes/T", "f+b bytes/T");
   table("aspa", aspa, option(argc, argv, "--most", 1 << 20), device);
   table("dense", dense, option(argc, argv, "--dense-most", 1 << 17), device);
 }

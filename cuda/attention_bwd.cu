@@ -6,6 +6,7 @@
 // S and dP are computed twice, and in return nothing is added up between blocks: no atomics, the
 // same bits every time. Blocks of keys compute Sᵀ = K·Qᵀ, so that P and dS leave the tensor cores
 // in the layout in which the next product takes them in.
+#include "cuda/attention_anchors.cuh"
 #include "cuda/attention_draws.cuh"
 #include "cuda/attention_rungs.h"
 #include "cuda/graph.h"
@@ -189,7 +190,7 @@ __device__ void store_keys(const AttentionBwd& a, const Tile& t, int first, KeyS
 
 template <int kD, bool kBias, bool kDropout>
 __device__ void key_tile(const AttentionBwd& a, const Tile& t, const Stats& stats,
-                         KeyShared<kD>& shared) {
+                         const AnchorSums& far, KeyShared<kD>& shared) {
   constexpr int kB = kBlocks<kD>;
   const AttentionProblem& p = a.problem;
   const int anchors = anchors_of(p);
@@ -211,6 +212,7 @@ __device__ void key_tile(const AttentionBwd& a, const Tile& t, const Stats& stat
   const int key = static_cast<int>(t.first) + first;
   const auto* bias = static_cast<const float*>(p.key_bias);
   KeySums<kD> sums(kBias ? bias + row + first : nullptr, t.count - first);
+  far.begin<kD, kB>(t, key, sums.dk, sums.dv, &sums.dbias[0][0]);
   int stage = 0;
   for (std::int64_t i = queries.begin; i < queries.end; i += kInner, stage ^= 1) {
     wait_copies<0>();
@@ -239,10 +241,11 @@ __device__ void key_tile(const AttentionBwd& a, const Tile& t, const Stats& stat
 
 template <int kD, bool kBias, bool kDropout>
 __global__ void __launch_bounds__(kThreads, kDropout ? 1 : 2)
-    backward_keys(const AttentionBwd a, const TileList tiles, const Stats stats) {
+    backward_keys(const AttentionBwd a, const TileList tiles, const Stats stats,
+                  const AnchorSums far) {
   auto& shared = dynamic_shared<KeyShared<kD>>();
   for_tiles<TileOf::keys>(a.problem, tiles, kTile<kD>, [&](const Tile& t) {
-    key_tile<kD, kBias, kDropout>(a, t, stats, shared);
+    key_tile<kD, kBias, kDropout>(a, t, stats, far, shared);
   });
 }
 
@@ -382,8 +385,10 @@ void run(const AttentionBwd& a) {
   const Stats stats{prepared.lse(), prepared.delta(), recorded_streams()};
   if (a.dk.data || a.dv.data || a.dkey_bias) {
     const Tiles tiles(p, TileOf::keys, kTile<kD>);
+    const AnchorGradient far(a, prepared);
     launch_shared<KeyShared<kD>>("attention_bwd: mma, keys", backward_keys<kD, kBias, kDropout>,
-                                 tiles.grid(), kThreads, a, tiles.list(), stats);
+                                 tiles.grid(), kThreads, far.rest(a), tiles.list(), stats,
+                                 far.sums());
   }
   if (a.dq.data) {
     const Tiles tiles(p, TileOf::queries, kTile<kD>);

@@ -65,11 +65,13 @@ __device__ A partial_dot(const T* x, const T* y, std::int64_t D, int lane) {
 
 template <class T, class A, int kLanes, bool kChunks>
 __global__ void __launch_bounds__(kStatsThreads)
-    query_stats(const AttentionBwd a, const TileList tiles, A* lse, A* delta) {
+    query_stats(const AttentionBwd a, const TileList tiles, A* lse, A* delta, A* sinks) {
+  __shared__ A of_warps[kStatsThreads / kWarp];
   constexpr int kPass = kStatsThreads / kLanes;  // rows at a time
   const AttentionProblem& p = a.problem;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   for_tiles<TileOf::queries>(p, tiles, kStatsQueries, [&](const Tile& t) {
+    A of_sink = 0;  // −Σ_i P_i,sink·δ_i of this thread's queries
 #pragma unroll 2
     for (int base = 0; base < t.count; base += kPass) {
       const int i = base + static_cast<int>(threadIdx.x) / kLanes;
@@ -84,26 +86,38 @@ __global__ void __launch_bounds__(kStatsThreads)
       if (!inside || lane != 0) continue;
       const std::int64_t slot = t.s.slot + t.first + i;
       const A value = static_cast<const A*>(a.lse)[slot];
-      lse[slot] = value == -kInfinity<A> ? kInfinity<A> : value;
+      const A finite = value == -kInfinity<A> ? kInfinity<A> : value;
+      lse[slot] = finite;
       delta[slot] = sum;
+      if (sinks) {
+        const A sink = static_cast<const A*>(p.sink)[t.s.head];
+        of_sink -= static_cast<A>(p.sink_scale) * exp(sink - finite) * sum;
+      }
     }
+    if (!sinks) return;
+    of_sink = warp_sum(of_sink);
+    if (lane_id() == 0) of_warps[warp_id()] = of_sink;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      A sum = 0;
+      for (const A x : of_warps) sum += x;
+      sinks[tiles.begin[t.segment] + t.first / kStatsQueries] = sum;
+    }
+    __syncthreads();
   });
 }
 
 constexpr int kSinkThreads = 256;
 
-// dsink = −Σ_i P_i,sink·δ_i of one segment, always added up in the same order.
+// dsink of one segment: the sum over its tiles, always added up in the same order.
 template <class A>
-__global__ void sink_gradient(const AttentionBwd a, const A* lse, const A* delta) {
+__global__ void sink_gradient(const AttentionBwd a, const TileList tiles, const A* of_tiles) {
   __shared__ A sums[kSinkThreads];
   const int me = static_cast<int>(threadIdx.x);
-  const AttentionProblem& p = a.problem;
-  for (std::int64_t n = blockIdx.x; n < p.segment_count; n += gridDim.x) {
-    const AttentionSegment s = p.segments[n];
-    const A sink = static_cast<const A*>(p.sink)[s.head];
+  for (std::int64_t n = blockIdx.x; n < a.problem.segment_count; n += gridDim.x) {
     A sum = 0;
-    for (std::int64_t i = s.slot + me; i < s.slot + s.q_count; i += kSinkThreads) {
-      sum -= static_cast<A>(p.sink_scale) * exp(sink - lse[i]) * delta[i];
+    for (int i = tiles.begin[n] + me; i < tiles.begin[n + 1]; i += kSinkThreads) {
+      sum += of_tiles[i];
     }
     sums[me] = sum;
     for (int half = kSinkThreads / 2; half > 0; half /= 2) {
@@ -115,11 +129,15 @@ __global__ void sink_gradient(const AttentionBwd a, const A* lse, const A* delta
   }
 }
 
-std::int64_t tile_bound(const AttentionProblem& p, TileOf of, int size) {
-  return (of == TileOf::queries ? p.queries : p.keys) / size + p.segment_count;
+std::int64_t sink_sums(const AttentionBwd& a) {
+  return a.dsink ? tile_bound(a.problem, TileOf::queries, kStatsQueries) : 0;
 }
 
 }  // namespace
+
+std::int64_t tile_bound(const AttentionProblem& p, TileOf of, int size) {
+  return (of == TileOf::queries ? p.queries : p.keys) / size + p.segment_count;
+}
 
 Tiles::Tiles(const AttentionProblem& p, TileOf of, int size)
     : segments_(p.segment_count),
@@ -132,13 +150,14 @@ Tiles::Tiles(const AttentionProblem& p, TileOf of, int size)
 template <class A>
 QueryStats<A>::QueryStats(const AttentionBwd& a)
     : slots_(a.problem.queries),
-      memory_(scratch(static_cast<std::size_t>(2 * slots_) * sizeof(A))) {
+      memory_(scratch(static_cast<std::size_t>(2 * slots_ + sink_sums(a)) * sizeof(A))) {
   const AttentionProblem& p = a.problem;
-  A* lse = static_cast<A*>(memory_.data());
   const Tiles tiles(p, TileOf::queries, kStatsQueries);
+  A* lse = static_cast<A*>(memory_.data());
+  A* sinks = a.dsink ? lse + 2 * slots_ : nullptr;
   const auto run = [&](auto kernel) {
     launch("attention: query_stats", kernel, tiles.grid(), kStatsThreads, 0, a, tiles.list(), lse,
-           lse + slots_);
+           lse + slots_, sinks);
   };
   const bool chunks = chunked(a.out, p.dtype) && chunked(a.dout, p.dtype);
   if constexpr (sizeof(A) == 8) {
@@ -156,7 +175,7 @@ QueryStats<A>::QueryStats(const AttentionBwd& a)
   }
   if (!a.dsink) return;
   launch("attention: sink_gradient", sink_gradient<A>, static_cast<unsigned>(p.segment_count),
-         kSinkThreads, 0, a, lse, lse + slots_);
+         kSinkThreads, 0, a, tiles.list(), sinks);
 }
 
 template class QueryStats<float>;

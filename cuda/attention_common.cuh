@@ -97,6 +97,9 @@ __device__ inline void for_tiles(const AttentionProblem& p, const TileList& tile
   }
 }
 
+/// At least the tiles of a problem.
+std::int64_t tile_bound(const AttentionProblem& p, TileOf of, int size);
+
 /// The list of a problem's tiles of `size` queries or keys, and a grid that is large enough for it.
 class Tiles {
  public:

@@ -2,6 +2,7 @@
 // a producer warpgroup and two consumers of 64 rows each (hopper_pipeline.cuh). In the pass over
 // keys K and V stay in shared memory while Q and dO pass by, in the pass over queries it is the
 // other way round; both begin with the same two products, S and dP of the rows that stay.
+#include "cuda/attention_anchors.cuh"
 #include "cuda/attention_hopper_weights.cuh"
 #include "cuda/attention_rungs.h"
 
@@ -241,8 +242,8 @@ template <int kD>
 constexpr bool kOverlap = kD == 64;
 
 template <int kD, bool kBias>
-__device__ void consume_keys(const AttentionBwd& a, const Work& work, Shared<kD>& shared,
-                             Ring<kStages<kD>>& ring) {
+__device__ void consume_keys(const AttentionBwd& a, const AnchorSums& far, const Work& work,
+                             Shared<kD>& shared, Ring<kStages<kD>>& ring) {
   const AttentionProblem& p = a.problem;
   const Tile& t = work.tile;
   const int anchors = anchors_of(p);
@@ -258,6 +259,7 @@ __device__ void consume_keys(const AttentionBwd& a, const Work& work, Shared<kD>
   Accumulator<1, kD / 8> dv;
   clear(dk);
   clear(dv);
+  far.begin<kD, 1>(t, key, dk, dv, bias.sum);
   for (int n = work.walk.first(); n < work.walk.end; n = work.walk.next(n), ring.next()) {
     const int stage = ring.stage;
     const std::int64_t left = work.end - work.begin - static_cast<std::int64_t>(n) * kMoving;
@@ -352,7 +354,8 @@ __device__ void consume_queries(const AttentionBwd& a, const Stats& all_stats, c
 }
 
 template <int kD, Pass kPass, bool kBias>
-__device__ void consume(const AttentionBwd& a, const Stats& stats, Shared<kD>& shared) {
+__device__ void consume(const AttentionBwd& a, const Stats& stats, const AnchorSums& far,
+                        Shared<kD>& shared) {
   Ring<kWorkStages> work_ring;
   Ring<kStages<kD>> ring;
   Ring<1> fixed_ring;
@@ -362,7 +365,7 @@ __device__ void consume(const AttentionBwd& a, const Stats& stats, Shared<kD>& s
     if (work.over) break;
     wait_at(&shared.fixed_full, fixed_ring.parity);
     if constexpr (kPass == Pass::keys) {
-      consume_keys<kD, kBias>(a, work, shared, ring);
+      consume_keys<kD, kBias>(a, far, work, shared, ring);
     } else {
       consume_queries<kD, kBias>(a, stats, work, shared, ring);
     }
@@ -374,7 +377,7 @@ __device__ void consume(const AttentionBwd& a, const Stats& stats, Shared<kD>& s
 
 template <int kD, Pass kPass, bool kBias>
 __global__ void __launch_bounds__(kThreads, 1)
-    backward(const AttentionBwd a, const TileList tiles, const Stats stats) {
+    backward(const AttentionBwd a, const TileList tiles, const Stats stats, const AnchorSums far) {
   auto& shared = dynamic_shared<Shared<kD>>();
   if (threadIdx.x == 0) make_barriers(shared);
   __syncthreads();
@@ -383,24 +386,27 @@ __global__ void __launch_bounds__(kThreads, 1)
     produce<kD, kPass, kBias>(a, tiles, stats, shared);
   } else {
     more_registers<kConsumerRegisters>();
-    consume<kD, kPass, kBias>(a, stats, shared);
+    consume<kD, kPass, kBias>(a, stats, far, shared);
   }
 }
 
 template <int kD, Pass kPass, bool kBias>
-void run_pass(const AttentionBwd& a, const Stats& stats) {
+void run_pass(const AttentionBwd& a, const Stats& stats, const AnchorSums& far) {
   const Tiles tiles(a.problem, kPass == Pass::keys ? TileOf::keys : TileOf::queries, kFixed);
   const unsigned blocks = std::min(tiles.grid(), static_cast<unsigned>(multiprocessors()));
   launch_shared<Shared<kD>>("attention_bwd: hopper", backward<kD, kPass, kBias>, blocks, kThreads,
-                            a, tiles.list(), stats);
+                            a, tiles.list(), stats, far);
 }
 
 template <int kD, bool kBias>
 void run(const AttentionBwd& a) {
   const QueryStats<float> prepared(a);
   const Stats stats{prepared.lse(), prepared.delta()};
-  if (a.dk.data || a.dv.data || a.dkey_bias) run_pass<kD, Pass::keys, kBias>(a, stats);
-  if (a.dq.data) run_pass<kD, Pass::queries, kBias>(a, stats);
+  if (a.dk.data || a.dv.data || a.dkey_bias) {
+    const AnchorGradient far(a, prepared);
+    run_pass<kD, Pass::keys, kBias>(far.rest(a), stats, far.sums());
+  }
+  if (a.dq.data) run_pass<kD, Pass::queries, kBias>(a, stats, {});
 }
 
 }  // namespace

@@ -235,6 +235,8 @@ std::vector<Case> cases() {
       {.dense = 257, .window = 40},
       {.anchors = 70, .dense = 300, .window = 33},
       {.anchors = 4, .dropout = 0.5, .dense = 100, .window = 20},
+      {.anchors = 5, .sink_scale = 1, .dense = 3000, .window = 100},
+      {.segments = 1, .max_queries = 9000, .max_keys = 500, .anchors = 9, .bias = true},
       {.dense = 150, .last = 1},
       {.dense = 200, .last = 70},
   };

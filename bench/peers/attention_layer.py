@@ -2,8 +2,9 @@
 """PyTorch's dense attention layer in the shapes of bench/cuda_layer_bench.cpp.
 
 QKV projection, causal flash attention (8 heads of 64), output projection; width 512, bf16, one
-sequence, without rotary positions. Times are medians of samples between CUDA events; bytes/T is the
-most memory that was in use at once, x, weights and gradients included.
+sequence, without rotary positions. Queued kernel by kernel, and replayed as a CUDA graph. Times are
+medians of samples between CUDA events; bytes/T is the most memory that was in use at once, x, weights
+and gradients included.
 
 usage: attention_layer.py [--most T]
 """
@@ -30,6 +31,19 @@ def milliseconds(call):
     sample(1)
     calls = min(200, 1 + int(SAMPLE_MS / max(sample(1), 1e-3)))
     return statistics.median(sample(calls) for _ in range(SAMPLES))
+
+
+def replayed(call):
+    torch.cuda.synchronize()
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return milliseconds(graph.replay)
 
 
 class Layer(torch.nn.Module):
@@ -63,11 +77,12 @@ def measure(layer, length):
     for call in (forward, both):
         call()
         torch.cuda.reset_peak_memory_stats()
-        figures.append((milliseconds(call), torch.cuda.max_memory_allocated() / length))
+        queued, memory = milliseconds(call), torch.cuda.max_memory_allocated() / length
+        figures.append((queued, replayed(call), memory))
     layer.zero_grad()
-    (fwd, fwd_bytes), (fwd_bwd, fwd_bwd_bytes) = figures
-    print(f"{'torch':6} {length:9} {fwd:11.3f} {fwd_bwd:12.3f} {fwd_bytes:12.0f} {fwd_bwd_bytes:14.0f}",
-          flush=True)
+    (fwd, fwd_replayed, fwd_bytes), (both_ms, both_replayed, both_bytes) = figures
+    print(f"{'torch':6} {length:9} {fwd:11.3f} {both_ms:12.3f} {fwd_replayed:11.3f} {both_replayed:12.3f} "
+          f"{fwd_bytes:12.0f} {both_bytes:14.0f}", flush=True)
 
 
 def main():
@@ -75,7 +90,8 @@ def main():
     parser.add_argument("--most", type=int, default=1 << 17)
     most = parser.parse_args().most
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}")
-    print(f"{'':6} {'T':>9} {'fwd ms':>11} {'fwd+bwd ms':>12} {'fwd bytes/T':>12} {'f+b bytes/T':>14}")
+    print(f"{'':6} {'T':>9} {'fwd ms':>11} {'fwd+bwd ms':>12} {'replayed':>11} {'replayed':>12} "
+          f"{'fwd bytes/T':>12} {'f+b bytes/T':>14}")
     layer = Layer().to("cuda", torch.bfloat16)
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
         length = SHORTEST
