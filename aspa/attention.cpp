@@ -18,6 +18,7 @@
 #include "nn/init.h"
 #include "tensor/error.h"
 #include "tensor/ops/rope.h"
+#include "tensor/queue.h"
 
 namespace proteus {
 namespace {
@@ -289,6 +290,7 @@ const Tensor& AspaAttention::visible_entries(std::int64_t T, Device device) {
     visible_ = visible.to(device);
     visible_alpha_ = config_.alpha;
   }
+  keep_for_replays(visible_);
   return visible_;
 }
 

@@ -1,9 +1,11 @@
 // Small tables that host code reads and writes all the time live on the CPU; kernels read a copy
-// where the tokens are, which is renewed when the table has changed.
+// where the tokens are, which is renewed when the table has changed: in place where it has the same
+// shape, so that recorded kernels read what is there now.
 #pragma once
 
 #include <cstdint>
 
+#include "tensor/queue.h"
 #include "tensor/tensor.h"
 
 namespace proteus {
@@ -13,13 +15,16 @@ class DeviceCopy {
   /// `table` on `device`: itself where it is already there.
   const Tensor& of(const Tensor& table, Device device) {
     if (table.device() == device) return table;
-    const bool same = copy_.defined() && copy_.device() == device &&
-                      source_.storage() == table.storage() && version_ == table.version();
-    if (!same) {
+    const bool fits = copy_.defined() && copy_.device() == device &&
+                      copy_.shape() == table.shape() && copy_.dtype() == table.dtype();
+    if (!fits) {
       copy_ = table.to(device);
-      source_ = table;
-      version_ = table.version();
+    } else if (source_.storage() != table.storage() || version_ != table.version()) {
+      copy_.copy_(table);
     }
+    source_ = table;
+    version_ = table.version();
+    keep_for_replays(copy_);
     return copy_;
   }
 

@@ -208,6 +208,22 @@ void Gating::count(Count& count, const PackedRows& rows) const {
   count.tokens += rows.tokens();
 }
 
+Gating::Collected Gating::take_collected() {
+  return {std::exchange(counts_, {}), std::exchange(update_, {}), std::exchange(samples_, {})};
+}
+
+void Gating::put_collected(const Collected& collected) {
+  counts_ = collected.counts;
+  update_ = collected.update;
+  samples_ = collected.samples;
+}
+
+std::optional<std::vector<double>> Gating::host_numbers() const {
+  if (!fills_slots() || forced()) return std::nullopt;
+  return std::vector{config_.alpha, static_cast<double>(k()),
+                     static_cast<double>(router_.most_gates())};
+}
+
 void Gating::Count::add_passes() {
   for (const Tensor& pass : passes) {
     const Tensor host = pass.to(kCpu);

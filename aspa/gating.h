@@ -81,6 +81,14 @@ class Gating {
 
   /// Counts a training pass of one role; `share` as in RowLogitsVar.
   void collect(Role role, const RoleRouting& routing, const PackedRows& rows, const Tensor& share);
+  /// For a pass that is recorded and replayed: what it collects has the same tensors each time, and
+  /// is right as long as the numbers of the host that it depends on stay.
+  struct Collected;
+  Collected take_collected();
+  void put_collected(const Collected& collected);
+  /// Undefined where the host takes part in the pass itself.
+  std::optional<std::vector<double>> host_numbers() const;
+  void renew_copies() const { router_.renew_copies(); }
   /// Moves thresholds, prototypes and k by what was collected since the last call. Does nothing if
   /// that is nothing.
   void after_step(double rate);
@@ -158,6 +166,12 @@ class Gating {
   std::array<Tensor, kRoles> last_probe_;
   std::optional<std::array<Count, kRoles>> tally_;
   AspaTelemetry telemetry_;
+};
+
+struct Gating::Collected {
+  std::array<Count, kRoles> counts;
+  GateUpdate update;
+  std::array<RoutedSample, kRoles> samples;
 };
 
 }  // namespace proteus

@@ -151,6 +151,12 @@ const Tensor& Router::theta(Role role, Device device) const {
   return theta_there_[static_cast<std::size_t>(role)].of(theta(role), device);
 }
 
+void Router::renew_copies() const {
+  table();
+  theta(Role::query, device());
+  if (theta_k_.defined()) theta(Role::key, device());
+}
+
 Variable Router::project(const Variable& x) const {
   return reshape(wide_linear(x, U_), {x.size(0) * x.size(1), U_.size(0)});
 }

@@ -10,7 +10,6 @@
 #include "autograd/view.h"
 #include "nn/init.h"
 #include "tensor/error.h"
-#include "tensor/queue.h"
 
 namespace proteus {
 
@@ -75,7 +74,6 @@ Variable DenseAttention::forward(const Variable& x) {
   const AttentionPlan& plan =
       plan_.of({.B = B, .H = H, .T = T, .window = config_.window, .device = x.device()},
                [&] { return ops::causal_plan(B, H, T, T, config_.window, 0, x.device()); });
-  for (const Tensor* t : {&plan.segments, &plan.lo, &plan.hi}) keep_for_replays(*t);
   Variable y = attention_qkv(qkv, plan, options);  // [B, T, H, D]
   if (gate_weight_.defined()) {
     const Variable gate = scale(sigmoid(linear(x, gate_weight_, {})), 2.0);

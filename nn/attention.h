@@ -11,6 +11,7 @@
 #include "nn/decode.h"
 #include "nn/module.h"
 #include "tensor/ops/attention.h"
+#include "tensor/queue.h"
 #include "tensor/rng.h"
 
 namespace proteus {
@@ -54,6 +55,7 @@ class LastCausalPlan {
   const AttentionPlan& of(const Key& key, F&& make) {
     if (!plan_.lo.defined() || !(key == key_)) plan_ = make();
     key_ = key;
+    for (const Tensor* t : {&plan_.segments, &plan_.lo, &plan_.hi}) keep_for_replays(*t);
     return plan_;
   }
 

@@ -4,13 +4,16 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 
+#include "aspa/surgery.h"
 #include "cuda/device.h"
 #include "tensor/error.h"
 #include "tensor/ops/elementwise.h"
 #include "tensor/queue.h"
 #include "tensor/storage.h"
 #include "train/checkpoint.h"
+#include "train/gates.h"
 #include "train/models.h"
 #include "train/trainer.h"
 
@@ -23,15 +26,19 @@ namespace {
 constexpr std::int64_t kVocab = 61;
 constexpr std::int64_t kSteps = 9;
 
-Options options(const std::string& dtype, const std::string& dropout) {
-  return parse_options("duel",
-                       {"--layers", "2", "--width", "128", "--head-width", "32", "--context", "64",
-                        "--batch", "5", "--dropout", dropout, "--dtype", dtype})
-      .options;
+Options options(const std::string& dtype, const std::string& dropout,
+                const std::vector<std::string>& more = {}) {
+  std::vector<std::string> all{"--layers",       "2",   "--width",  "128", "--head-width", "32",
+                               "--context",      "64",  "--batch",  "5",   "--dropout",    dropout,
+                               "--dtype",        dtype, "--window", "24",  "--k",          "2",
+                               "--routed-heads", "8"};
+  all.insert(all.end(), more.begin(), more.end());
+  return parse_options("duel", all).options;
 }
 
-std::unique_ptr<Transformer> model_on(Device device, const Options& o) {
-  auto model = make_model(o, arm_named("dense", "arm"), kVocab, 3);
+std::unique_ptr<Transformer> model_on(Device device, const Options& o,
+                                      const std::string& arm = "dense") {
+  auto model = make_model(o, arm_named(arm, "arm"), kVocab, 3);
   model->to(device);
   return model;
 }
@@ -67,10 +74,16 @@ struct Outcome {
   std::int64_t replays = 0;
   std::uint64_t stream = 0;
 
-  Outcome(Device device, const Options& o, bool record) {
-    const auto model = model_on(device, o);
-    Trainer trainer(*model, config(record), [](std::int64_t i) { return batch_of(i); });
+  /// `between(model, trainer, i)` comes before step i.
+  using Between = std::function<void(Transformer&, Trainer&, std::int64_t)>;
+  Outcome(Device device, const Options& o, bool record, const std::string& arm = "dense",
+          const Between& between = {}) {
+    const auto model = model_on(device, o, arm);
+    TrainerConfig c = config(record);
+    if (o.aspa.alpha_schedule == "sample") c.alpha.kind = AlphaSchedule::Kind::sampled;
+    Trainer trainer(*model, c, [](std::int64_t i) { return batch_of(i); });
     for (std::int64_t i = 0; i < kSteps; ++i) {
+      if (between) between(*model, trainer, i);
       const StepResult step = trainer.step();
       numbers.push_back(step.loss);
       numbers.push_back(step.grad_norm);
@@ -91,6 +104,16 @@ struct Outcome {
   }
 };
 
+void expect_same(const Outcome& replayed, const Outcome& eager) {
+  EXPECT_EQ(replayed.numbers, eager.numbers);
+  EXPECT_EQ(replayed.stream, eager.stream);
+  ASSERT_EQ(replayed.tensors.size(), eager.tensors.size());
+  for (std::size_t i = 0; i < eager.tensors.size(); ++i) {
+    EXPECT_TRUE(same_bits(replayed.tensors[i].second, eager.tensors[i].second))
+        << eager.tensors[i].first;
+  }
+}
+
 TEST(CudaTraining, ReplaysGiveTheBitsOfQueuedSteps) {
   PROTEUS_NEED_GPU();
   const Device device = cuda::device(0);
@@ -101,14 +124,61 @@ TEST(CudaTraining, ReplaysGiveTheBitsOfQueuedSteps) {
     const Outcome replayed(device, options(dtype, dropout), true);
     EXPECT_EQ(eager.replays, 0);
     EXPECT_EQ(replayed.replays, kSteps - 1);
-    EXPECT_EQ(replayed.numbers, eager.numbers);
-    EXPECT_EQ(replayed.stream, eager.stream);
-    for (std::size_t i = 0; i < eager.tensors.size(); ++i) {
-      EXPECT_TRUE(same_bits(replayed.tensors[i].second, eager.tensors[i].second))
-          << eager.tensors[i].first;
-    }
+    expect_same(replayed, eager);
     EXPECT_EQ(memory_stats(DeviceType::cuda).live_bytes, before);
   }
+}
+
+// Thresholds, prototypes and their counters are among the tensors.
+TEST(CudaTraining, ReplaysOfRoutedLayersGiveTheBitsOfQueuedSteps) {
+  PROTEUS_NEED_GPU();
+  const Device device = cuda::device(0);
+  const auto before = memory_stats(DeviceType::cuda).live_bytes;
+  const std::vector<std::vector<std::string>> kinds{
+      {},
+      {"--experts", "4"},
+      {"--experts", "8", "--expert-router", "attention", "--recompute"},
+      {"--no-prototypes", "--no-key-shift"}};
+  for (const auto& kind : kinds) {
+    for (const auto& [dtype, dropout] : {std::pair{"bf16", "0.2"}, {"f32", "0"}}) {
+      SCOPED_TRACE(std::string(dtype) + (kind.empty() ? "" : kind[0]));
+      const Options o = options(dtype, dropout, kind);
+      const Outcome eager(device, o, false, "aspa");
+      const Outcome replayed(device, o, true, "aspa");
+      EXPECT_EQ(eager.replays, 0);
+      EXPECT_EQ(replayed.replays, kSteps - 1);
+      expect_same(replayed, eager);
+    }
+  }
+  EXPECT_EQ(memory_stats(DeviceType::cuda).live_bytes, before);
+}
+
+TEST(CudaTraining, StepsThatTheHostTakesPartInAreQueued) {
+  PROTEUS_NEED_GPU();
+  const Device device = cuda::device(0);
+  for (const std::vector<std::string>& kind : std::vector<std::vector<std::string>>{
+           {"--token-keep", "0.5"}, {"--head-top-p", "0.9"}, {"--alpha-schedule", "sample"}}) {
+    SCOPED_TRACE(kind[0]);
+    const Options o = options("f32", "0", kind);
+    const Outcome replayed(device, o, true, "aspa");
+    EXPECT_EQ(replayed.replays, 0);
+    expect_same(replayed, Outcome(device, o, false, "aspa"));
+  }
+}
+
+TEST(CudaTraining, ChangedGatesAreRecordedAnew) {
+  PROTEUS_NEED_GPU();
+  const Device device = cuda::device(0);
+  const auto change = [](Transformer& model, Trainer& trainer, std::int64_t step) {
+    const GatedPart part = gated_parts(model).front();
+    if (step == 3) part.gated->gating().set_k(3);
+    if (step == 6) clone_gate(*part.gated, 2, 0.1, {7}, optimizer_hook(trainer.optimizer(), part));
+  };
+  const Options o = options("bf16", "0.1");
+  const Outcome eager(device, o, false, "aspa", change);
+  const Outcome replayed(device, o, true, "aspa", change);
+  EXPECT_EQ(replayed.replays, kSteps - 1 - 2);
+  expect_same(replayed, eager);
 }
 
 TEST(CudaTraining, DropoutDrawsAnewInEveryReplay) {

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "tensor/error.h"
+#include "train/checkpoint.h"
 #include "train/models.h"
 #include "train/trainer.h"
 
@@ -13,11 +14,26 @@ namespace {
 constexpr std::int64_t kEagerSteps = 1;
 constexpr int kMostFailures = 2;
 
-std::vector<const void*> storage_of(const Optimizer& optimizer) {
-  std::vector<const void*> all;
-  for (const ParameterRef& p : optimizer.parameters()) all.push_back(p.variable.value().raw());
-  for (const auto& [name, tensor] : optimizer.state()) all.push_back(tensor.raw());
-  return all;
+template <class F>
+void each_gating(const Transformer& model, F&& fn) {
+  for (const GatedPart& part : gated_parts(model)) {
+    if (Gating* gating = part.gated->gates()) fn(*gating);
+  }
+}
+
+std::vector<Gating::Collected> take_collected(const Transformer& model) {
+  std::vector<Gating::Collected> out;
+  each_gating(model, [&](Gating& gating) { out.push_back(gating.take_collected()); });
+  return out;
+}
+
+void renew_copies(const Transformer& model) {
+  each_gating(model, [](const Gating& gating) { gating.renew_copies(); });
+}
+
+bool same_place(const std::vector<Tensor>& a, const std::vector<Tensor>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(),
+                    [](const Tensor& x, const Tensor& y) { return x.raw() == y.raw(); });
 }
 
 bool alike(const Tensor& a, const Tensor& b) {
@@ -26,12 +42,32 @@ bool alike(const Tensor& a, const Tensor& b) {
 
 }  // namespace
 
-// Layers with gates decide on the host, and ignored targets are left out of the product: their
-// number would have to stay.
+// Undefined where a layer needs the host within a step.
+std::optional<std::vector<double>> Trainer::host_numbers() const {
+  std::vector<double> all;
+  bool possible = true;
+  each_gating(model_, [&](const Gating& gating) {
+    const auto numbers = gating.host_numbers();
+    possible = possible && numbers;
+    if (numbers) all.insert(all.end(), numbers->begin(), numbers->end());
+  });
+  if (!possible) return std::nullopt;
+  return all;
+}
+
+// What has to stay where it is.
+std::vector<Tensor> Trainer::tensors() const {
+  std::vector<Tensor> all;
+  for (const auto& [name, tensor] : module_tensors(model_)) all.push_back(tensor);
+  for (const auto& [name, tensor] : optimizer_->state()) all.push_back(tensor);
+  return all;
+}
+
+// Ignored targets are left out of the product: their number would have to stay.
 bool Trainer::recordable(const std::vector<Input>& inputs) const {
   const Device device = optimizer_->numbers().device();
   return config_.record && failed_recordings_ < kMostFailures && eager_steps_ >= kEagerSteps &&
-         Recording::possible(device) && gated_parts(model_).empty() &&
+         Recording::possible(device) &&
          std::none_of(inputs.begin(), inputs.end(), [](const Input& in) {
            return in.targets.rows.defined() || in.targets.count == 0;
          });
@@ -42,7 +78,7 @@ bool Trainer::fits_recorded(const std::vector<Input>& inputs) const {
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     if (!alike(recorded_->inputs[i].tokens, inputs[i].tokens)) return false;
   }
-  return recorded_->storage == storage_of(*optimizer_);
+  return recorded_->routing == *host_numbers_ && same_place(recorded_->tensors, tensors());
 }
 
 // False: something in the step cannot be recorded, such as a plan of attention that another shape
@@ -51,7 +87,9 @@ bool Trainer::record(const std::vector<Input>& inputs) {
   recorded_.reset();
   auto recorded = std::make_unique<Recorded>();
   recorded->inputs = inputs;
-  recorded->storage = storage_of(*optimizer_);
+  recorded->tensors = tensors();
+  recorded->routing = *host_numbers_;
+  renew_copies(model_);
   Generator& draws = model_.generator();
   recorded->stream = draws.stream();
   try {
@@ -62,6 +100,7 @@ bool Trainer::record(const std::vector<Input>& inputs) {
   } catch (const OutOfMemory&) {
     failed_recordings_ = kMostFailures;
   }
+  recorded->collected = take_collected(model_);
   optimizer_->zero_grad();  // of what was recorded nothing has run
   recorded->streams = draws.stream() - recorded->stream;
   draws.set_stream(recorded->stream);
@@ -76,9 +115,12 @@ void Trainer::replay(const std::vector<Input>& inputs) {
     kept.tokens.copy_(inputs[i].tokens);
     kept.targets.words.copy_(inputs[i].targets.words);
   }
+  renew_copies(model_);
   Generator& draws = model_.generator();
   recorded_->work->replay(draws.stream() - recorded_->stream);
   draws.set_stream(draws.stream() + recorded_->streams);
+  auto collected = recorded_->collected.begin();
+  each_gating(model_, [&](Gating& gating) { gating.put_collected(*collected++); });
   for (const ParameterRef& p : optimizer_->parameters()) p.variable.value().bump_version();
   ++replays_;
 }

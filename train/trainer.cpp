@@ -144,7 +144,9 @@ void Trainer::queue_step() {
   }
   batches_ += config_.grad_accum;
   optimizer_->begin_step(result.lr);
-  if (recordable(inputs) && (fits_recorded(inputs) || record(inputs))) {
+  const auto before = std::exchange(host_numbers_, host_numbers());
+  const bool steady = host_numbers_ && host_numbers_ == before;
+  if (steady && recordable(inputs) && (fits_recorded(inputs) || record(inputs))) {
     replay(inputs);
   } else {
     run(inputs);

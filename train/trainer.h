@@ -7,10 +7,12 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "aspa/controllers.h"
+#include "aspa/gating.h"
 #include "nn/transformer.h"
 #include "optim/optimizer.h"
 #include "tensor/ops/loss.h"
@@ -47,8 +49,9 @@ struct StepResult {
   std::int64_t tokens = 0;
 };
 
-/// On a device, a step is queued: the host reads its numbers later. Where a layer needs nothing of
-/// the host in a step and the shapes stay, the second step is recorded and replayed from then on.
+/// On a device, a step is queued: the host reads its numbers later. Where no layer needs the host
+/// within a step and the shapes stay, the second step is recorded and replayed from then on; what
+/// moves gates between steps is not part of it.
 class Trainer {
  public:
   /// `batch(i)` returns the i-th batch of the run, whatever was asked before. The model must
@@ -96,10 +99,12 @@ class Trainer {
   };
   /// A recorded step, and what it was recorded for.
   struct Recorded {
-    std::vector<Input> inputs;         // overwritten before every replay
-    std::vector<const void*> storage;  // of the parameters
-    std::uint64_t stream = 0;          // of dropout, at the first draw
-    std::uint64_t streams = 0;         // drawn in a step
+    std::vector<Input> inputs;    // overwritten before every replay
+    std::vector<Tensor> tensors;  // of the model and the optimizer
+    std::vector<double> routing;  // the host_numbers_ of then
+    std::vector<Gating::Collected> collected;
+    std::uint64_t stream = 0;   // of dropout, at the first draw
+    std::uint64_t streams = 0;  // drawn in a step
     std::unique_ptr<Recording> work;
   };
 
@@ -109,6 +114,8 @@ class Trainer {
   bool recordable(const std::vector<Input>& inputs) const;
   bool fits_recorded(const std::vector<Input>& inputs) const;
   bool record(const std::vector<Input>& inputs);
+  std::vector<Tensor> tensors() const;
+  std::optional<std::vector<double>> host_numbers() const;
   void replay(const std::vector<Input>& inputs);
 
   Transformer& model_;
@@ -121,6 +128,8 @@ class Trainer {
   Tensor report_;             // f64 [2]
   std::deque<Pending> pending_;
   std::unique_ptr<Recorded> recorded_;
+  /// Numbers of the host that the last step depended on; undefined where the host took part in it.
+  std::optional<std::vector<double>> host_numbers_;
   std::int64_t eager_steps_ = 0;
   int failed_recordings_ = 0;
   std::int64_t replays_ = 0;
