@@ -13,6 +13,7 @@
 
 #include "tensor/error.h"
 #include "train/file_ops.h"
+#include "train/machine.h"
 #include "train/utf8.h"
 
 namespace proteus {
@@ -45,6 +46,14 @@ std::string lines_up_to(const std::string& path, std::int64_t step) {
   return kept;
 }
 
+/// Empty where there is no such file.
+std::string whole_lines(const std::string& path) {
+  std::ifstream in(path);
+  std::string text;
+  for (std::string line; std::getline(in, line) && !in.eof();) text += line + "\n";
+  return text;
+}
+
 bool is_numeric(std::string_view cell) {
   if (cell == "–") return true;
   const bool digit =
@@ -71,6 +80,9 @@ RunFolder::RunFolder(const Options& options, std::int64_t resumed_step)
   const std::string kept = resumed ? lines_up_to(metrics, resumed_step) : std::string();
   write_file_atomically(metrics, kept);
   write_file_atomically(file("config.toml"), config_text(options));
+  const std::string commands = file("commands.jsonl");
+  write_file_atomically(commands, (resumed ? whole_lines(commands) : std::string()) +
+                                      command_record(options) + "\n");
   if (!resumed) fs::remove(file("summary.json"), error);
   metrics_ = std::fopen(metrics.c_str(), "ae");
   if (!metrics_) throw_file_error(metrics, "cannot write", errno);

@@ -1,5 +1,5 @@
-// What a run leaves behind and shows: the run folder (config.toml, metrics.jsonl, summary.json),
-// tables, and the progress of training. JSON never has NaN or infinity: they become null.
+// What a run leaves behind and shows: the run folder (config.toml, commands.jsonl, metrics.jsonl,
+// summary.json), tables, and the progress of training. JSON never has NaN or infinity: they become null.
 #pragma once
 
 #include <chrono>
@@ -21,8 +21,9 @@ std::string json_text(const nlohmann::ordered_json& json);
 class RunFolder {
  public:
   /// Makes options.common.out (parents too), by default runs/<command>-<time>, and writes
-  /// config.toml. A new run begins metrics.jsonl anew and removes an old summary.json; a resumed
-  /// one keeps the lines of metrics.jsonl whose "step" is at most `resumed_step`. Throws FileError
+  /// config.toml. A new run begins metrics.jsonl and commands.jsonl anew and removes an old
+  /// summary.json; a resumed one adds its call to commands.jsonl and keeps the lines of
+  /// metrics.jsonl whose "step" is at most `resumed_step`. Throws FileError
   /// when the folder cannot be made or written to, OutOfMemory when the disk is full.
   explicit RunFolder(const Options& options, std::int64_t resumed_step = -1);
   ~RunFolder();

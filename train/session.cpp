@@ -35,6 +35,7 @@ struct Session {
   Transformer& model;
   Trainer& trainer;
   Progress& progress;
+  DeviceType device;
   RunResult result;
   double interval_loss = 0;  // summed since the last log line
   std::int64_t interval_steps = 0;
@@ -74,6 +75,8 @@ struct Session {
     json["lr"] = step.lr;
     json["grad_norm"] = step.grad_norm;
     json["tokens_per_s"] = progress.tokens_per_second();
+    json["seconds"] = progress.seconds();
+    json["peak_memory_bytes"] = memory_stats(device).peak_bytes;
     add_routing(json);
     folder.log(json);
     ordered_json detail = line(step.step);
@@ -267,7 +270,7 @@ RunResult run_session(const Options& options, const Arm& arm, const Task& task,
   if (saved) trainer.restore(saved->optimizer, saved->state, config.checkpoint);
   Progress progress(config.label, options.training.steps, options.training.log_every, mode, stdout,
                     trainer.steps_done());
-  Session session{options, arm, task, config, folder, *model, trainer, progress, {}, 0, 0, {}};
+  Session session{options, arm, task, config, folder, *model, trainer, progress, device.type, {}, 0, 0, {}};
   if (!config.checkpoint.empty()) {
     session.writer = std::make_unique<CheckpointWriter>(config.checkpoint, options.training.keep);
   }

@@ -1,11 +1,9 @@
 // proteus doctor: what this machine has and what is missing. As a table or, with --json, as JSON.
 #include <fmt/format.h>
-#include <sched.h>
 #include <unistd.h>
 #include <xxhash.h>
 
 #include <CLI/Version.hpp>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
@@ -15,6 +13,7 @@
 #include "tensor/parallel.h"
 #include "train/commands.h"
 #include "train/device.h"
+#include "train/machine.h"
 #include "train/memory.h"
 #include "train/report.h"
 
@@ -39,28 +38,6 @@ namespace proteus {
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-struct CpuInfo {
-  std::string model = "unknown";
-  std::string flags;  ///< " a b c ", blanks around each
-
-  bool has(const std::string& flag) const {
-    return flags.find(" " + flag + " ") != std::string::npos;
-  }
-};
-
-CpuInfo read_cpu() {
-  CpuInfo cpu;
-  std::ifstream in("/proc/cpuinfo");
-  for (std::string line; std::getline(in, line) && cpu.flags.empty();) {
-    const auto colon = line.find(": ");
-    if (colon == std::string::npos) continue;
-    const std::string value = line.substr(colon + 2);
-    if (line.starts_with("model name")) cpu.model = value;
-    if (line.starts_with("flags") || line.starts_with("Features")) cpu.flags = " " + value + " ";
-  }
-  return cpu;
-}
 
 /// Vector instructions that kernels use, and whether this program was compiled for them.
 struct Feature {
@@ -109,13 +86,6 @@ std::vector<Feature> features(const CpuInfo& cpu) {
       {"avx512_vnni", cpu.has("avx512_vnni"), kAvx512Vnni},
       {"amx_bf16", cpu.has("amx_bf16"), kAmxBf16},
   };
-}
-
-int usable_cores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
-  return static_cast<int>(std::thread::hardware_concurrency());
 }
 
 /// Bytes of a cache, or null when the system does not tell.
@@ -194,11 +164,7 @@ Json inspect(const Options& options) {
   json["gpus"] = gpu_names();
   json["device"] = to_string(open_device(options.common.device));
   json["cuda_kernels"] = built_with_cuda();
-#if defined(__clang__)
-  json["compiler"] = fmt::format("clang {}", __clang_version__);
-#else
-  json["compiler"] = fmt::format("g++ {}", __VERSION__);
-#endif
+  json["compiler"] = compiler_name();
   json["libraries"] = libraries();
   json["missing"] = missing(cpu);
   return json;

@@ -244,7 +244,7 @@ class Unfinished {
   explicit Unfinished(const RunFolder& folder) : folder_(folder) { remove({kKept}); }
   ~Unfinished() {
     if (finished_) return;
-    remove({"config.toml", "metrics.jsonl", kKept});
+    remove({"config.toml", "commands.jsonl", "metrics.jsonl", kKept});
     std::error_code ignored;
     fs::remove(folder_.path(), ignored);  // unless there is something else in it
   }

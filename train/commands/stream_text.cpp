@@ -133,13 +133,16 @@ void print_spans(const std::vector<KeptSpan>& spans, const TokenText& text,
   }
 }
 
-Json kept_json(const std::vector<KeptSpan>& spans, const TokenText& text, const Retrieved& kept) {
+Json kept_json(const std::vector<KeptSpan>& spans, const TokenText& text,
+               const Tokenizer& tokenizer, const Retrieved& kept) {
   Json json;
   json["prompt_ids"] = kept.prompt;
   json["spans"] = Json::array();
   for (const KeptSpan& s : spans) {
     Json entry{{"begin", s.span.begin}, {"end", s.span.end}, {"winners", s.winners}};
-    entry["ids"] = text.ids(s.span.begin, s.span.end);
+    const auto ids = text.ids(s.span.begin, s.span.end);
+    entry["ids"] = ids;
+    entry["text"] = repaired_utf8(tokenizer.decode(ids));
     json["spans"].push_back(entry);
   }
   json["winners"] = Json::array();
@@ -226,7 +229,7 @@ int run_stream_text(const Options& options) {
   if (interrupted()) return kInterrupted;
   const std::string shown_answer = repaired_utf8(loaded.tokenizer.decode(answer));
 
-  Json details = kept_json(spans, text, kept);
+  Json details = kept_json(spans, text, loaded.tokenizer, kept);
   details["answer_ids"] = answer;
   write_file_atomically(folder.file("kept.json"), json_text(details) + "\n");
   folder.write_summary(
