@@ -35,4 +35,7 @@ int run_sweep(const Options& options);
 /// Keeps what a prompt asks for of a text of any length, and reads that in a final pass.
 int run_stream(const Options& options);
 
+/// Makes a page from run folders.
+int run_report(const Options& options);
+
 }  // namespace proteus

@@ -10,6 +10,9 @@
 
 namespace proteus {
 
+/// What the text below is called where a file would be named.
+constexpr const char* kBuiltInText = "built-in text";
+
 constexpr std::int64_t kCorpusBytes = 1'000'000;
 
 /// ASCII text of whole stories, `bytes` long or up to a story longer; a pure function of its

@@ -27,7 +27,8 @@ constexpr Command kCommands[] = {
     {"duel", run_duel},     {"train", run_train},     {"eval", run_eval},
     {"sample", run_sample}, {"recall", run_recall},   {"sweep", run_sweep},
     {"stream", run_stream}, {"gates", run_gates},     {"convert", run_convert},
-    {"data", run_data},     {"inspect", run_inspect}, {"doctor", run_doctor},
+    {"data", run_data},     {"inspect", run_inspect}, {"report", run_report},
+    {"doctor", run_doctor},
 };
 
 std::string_view summary_of(std::string_view name) {

@@ -299,6 +299,14 @@ Specs other_options() {
        PROTEUS_FIELD(gates.save)},
       {"path", "PATH", "what to look at; may stand alone, without --path", Group::inspect,
        PROTEUS_FIELD(output.path)},
+      {"runs", "LIST", "run folders; they may stand alone, without --runs", Group::report,
+       PROTEUS_FIELD(report.runs)},
+      {"page", "FILE", "the page; default: report.html in the first run folder", Group::report,
+       PROTEUS_FIELD(report.page)},
+      {"svg", "DIR", "write every figure as an SVG file, too", Group::report,
+       PROTEUS_FIELD(report.svg)},
+      {"text", "FILE", "text of the prototype map; default: what the run was trained on",
+       Group::report, PROTEUS_FIELD(report.text)},
       {"json", "", "print JSON instead of a table", Group::output, PROTEUS_FIELD(output.json)},
   };
 }
@@ -329,7 +337,7 @@ bool contains(const std::vector<std::string_view>& names, std::string_view name)
 std::string_view title_of(Group group) {
   constexpr std::string_view kTitles[] = {"Common",   "Data",       "Shards", "Model",   "ASPA",
                                           "Training", "Sampling",   "Duel",   "Recall",  "Sweep",
-                                          "Stream",   "Checkpoint", "Gates",  "Inspect", "Doctor"};
+                                          "Stream",   "Checkpoint", "Gates",  "Inspect", "Report", "Doctor"};
   return kTitles[static_cast<std::size_t>(group)];
 }
 
@@ -410,6 +418,12 @@ const std::vector<CommandSpec>& command_specs() {
        {"json", "device", "threads"},
        {},
        "path"},
+      {{"report", "one page with curves, maps and samples from run folders"},
+       "proteus report runs/duel runs/sweep --page report.html --svg figures",
+       {report},
+       {"device", "threads"},
+       {},
+       "runs"},
       {{"doctor", "what this machine has and what is missing"},
        "proteus doctor --json",
        {output},

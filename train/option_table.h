@@ -28,6 +28,7 @@ enum class Group : std::uint8_t {
   checkpoint,
   gates,
   inspect,
+  report,
   output
 };
 std::string_view title_of(Group group);
@@ -50,7 +51,8 @@ struct CommandSpec {
   std::vector<Group> groups;
   std::vector<std::string_view> also;     ///< single options of other groups
   std::vector<std::string_view> without;  ///< options of its groups that it does not have
-  std::string_view positional = {};       ///< the option that an argument without -- fills
+  /// The option that arguments without -- fill: one of them, or any number where it is a list.
+  std::string_view positional = {};
 };
 const std::vector<CommandSpec>& command_specs();
 /// Throws ConfigError listing the commands when there is no such one.

@@ -83,6 +83,7 @@ using namespace detail;
 /// What the command line says: the text of every option that was given.
 struct CommandLine {
   std::map<std::string_view, std::string> values;
+  std::vector<std::string> arguments;  ///< without --, where the command takes a list
   std::string help;
 
   std::string value(std::string_view name) const {
@@ -105,6 +106,17 @@ struct CommandLine {
   throw ConfigError(fmt::format("unknown option {}{}; proteus {} --help lists them", name,
                                 near.empty() ? "" : fmt::format(", did you mean --{}?", near),
                                 command.info.name));
+}
+
+/// The list that arguments without -- are added to; null where the command takes none.
+std::vector<std::string>* list_of(const CommandSpec& command, Options& options) {
+  for (const OptionSpec* spec : options_of(command)) {
+    if (spec->name != command.positional) continue;
+    const Field field = spec->field(options);
+    const auto* list = std::get_if<std::vector<std::string>*>(&field);
+    return list ? *list : nullptr;
+  }
+  return nullptr;
 }
 
 CommandLine read_command_line(const CommandSpec& command,
@@ -141,6 +153,10 @@ CommandLine read_command_line(const CommandSpec& command,
     if (option->count() > 0) line.values[spec->name] = option->results().back();
   }
   for (const std::string& extra : app.remaining()) {
+    if (list_of(command, defaults) && !extra.starts_with("-")) {
+      line.arguments.push_back(extra);
+      continue;
+    }
     const bool taken = line.values.contains(command.positional);
     if (command.positional.empty() || taken || extra.starts_with("-")) {
       throw_unexpected(extra, command, specs);
@@ -148,6 +164,16 @@ CommandLine read_command_line(const CommandSpec& command,
     line.values[command.positional] = extra;
   }
   return line;
+}
+
+// Arguments come as they are: a comma or a blank in a path is a part of it.
+void take_arguments(const CommandSpec& command, const CommandLine& line, Options& options) {
+  if (line.arguments.empty()) return;
+  if (line.values.contains(command.positional)) {
+    throw ConfigError(fmt::format("--{}: not together with arguments that stand alone, got '{}'",
+                                  command.positional, line.arguments.front()));
+  }
+  *list_of(command, options) = line.arguments;
 }
 
 int level_of(const Levels& levels, std::string_view name) {
@@ -208,6 +234,7 @@ Options combine(const CommandSpec& command, const CommandLine& line, std::string
     levels[spec->name] = kCommandLineLevel;
     options.given.emplace(it->first, it->second);
   }
+  take_arguments(command, line, options);
   resolve_heads(options.model, levels);
   resolve_length(options.training, levels);
   if (level_of(levels, "min-lr") < kConfigLevel) {

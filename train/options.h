@@ -201,6 +201,13 @@ struct GatesOptions {
   std::string save;  ///< empty = the checkpoint itself
 };
 
+struct ReportOptions {
+  std::vector<std::string> runs;  ///< run folders
+  std::string page;               ///< empty = report.html in the first of them
+  std::string svg;                ///< folder for figures; empty = none
+  std::string text;               ///< of the prototype map; empty = what the run was trained on
+};
+
 struct OutputOptions {
   std::string path;  ///< of inspect
   bool json = false;
@@ -223,6 +230,7 @@ struct Options {
   StreamOptions stream;
   CheckpointOptions checkpoint;
   GatesOptions gates;
+  ReportOptions report;
   OutputOptions output;
 };
 

@@ -409,6 +409,9 @@ void validate(const Options& o) {
         "--checkpoint: expected the folder of a trained model, got nothing; proteus train makes "
         "one");
   }
+  if (o.command == "report" && o.report.runs.empty()) {
+    throw ConfigError("--runs: expected run folders, as in: proteus report runs/first runs/second");
+  }
   if (o.command == "inspect" && o.output.path.empty()) {
     throw ConfigError("inspect: expected a path, as in: proteus inspect runs/aspa/checkpoint");
   }

@@ -14,8 +14,6 @@
 namespace proteus {
 namespace {
 
-constexpr const char* kBuiltIn = "built-in text";
-
 void say_built_in(const Options& options) {
   if (options.common.quiet) return;
   fmt::print(
@@ -51,14 +49,14 @@ Dataset open_dataset(const Options& options) {
   };
   if (!file.empty()) return make(MappedFile(file).view(), file);
   say_built_in(options);
-  return make(synthetic_corpus(), kBuiltIn);
+  return make(synthetic_corpus(), kBuiltInText);
 }
 
 Dataset open_dataset(const Options& options, const Tokenizer& tokenizer) {
   const std::string& file = options.data.file;
   if (file.empty()) {
     say_built_in(options);
-    return Dataset::from_text(synthetic_corpus(), tokenizer, kBuiltIn);
+    return Dataset::from_text(synthetic_corpus(), tokenizer, kBuiltInText);
   }
   if (!is_shard_path(file)) return Dataset::from_file(file, tokenizer);
   const std::string beside = tokenizer_beside(file);
