@@ -17,8 +17,8 @@ constexpr double kWidth = 480;
 constexpr double kPlotHeight = 220;
 constexpr double kLeft = 62, kRight = 16, kBottom = 50;
 constexpr double kLegendRow = 20;
-constexpr double kCharWidth = 7.6;  // of the legend's text on a small screen
-constexpr double kLegendGap = 34;   // its stroke and the space behind an entry
+constexpr double kCharWidth = 8.4;  // of the legend's text on a small screen
+constexpr double kLegendGap = 38;   // its stroke and the space behind an entry
 constexpr double kRowHeight = 26;   // of named rows
 constexpr double kLabelLine = 16;
 constexpr int kMostX = 6, kMostY = 6;
@@ -67,9 +67,10 @@ Range roomy(const Axis& axis, Range range, double share) {
     const double factor = std::max(std::pow(range.high / range.low, share), 1.05);
     return {range.low / factor, range.high * factor};
   }
+  if (axis.whole > 0) return {0, axis.whole};
   if (axis.from_zero) range.take(0);
   const double room = range.high > range.low ? (range.high - range.low) * share
-                                             : std::max(std::abs(range.high) * 0.05, 0.5);
+                                             : std::max(std::abs(range.high) * 0.05, 1.0);
   return {axis.from_zero && range.low >= 0 ? 0 : range.low - room, range.high + room};
 }
 
@@ -135,8 +136,6 @@ class Drawing {
       }
     }
     if (empty_) return;
-    const bool stems = std::any_of(chart.series.begin(), chart.series.end(),
-                                   [](const Series& s) { return s.line == Line::stems; });
     const double height = chart.y.names.empty()
                               ? kPlotHeight
                               : kRowHeight * static_cast<double>(chart.y.names.size());
@@ -145,7 +144,7 @@ class Drawing {
       top_ += kLabelLine * static_cast<double>(chart.rules.size());
     }
     top_ += kLegendRow;  // the title of y
-    x_ = {&chart.x, roomy(chart.x, x, stems ? 0 : 0.03), left(), kWidth - kRight};
+    x_ = {&chart.x, roomy(chart.x, x, 0.03), left(), kWidth - kRight};
     y_ = {&chart.y, roomy(chart.y, y, 0.06), top_ + height, top_};
     if (!chart.y.names.empty()) std::swap(y_.begin, y_.end);
     bottom_ = top_ + height;

@@ -37,6 +37,7 @@ struct Axis {
   std::string title;
   int log_base = 0;                  ///< 2 or 10; 0: linear
   bool from_zero = false;            ///< linear: the range begins at 0
+  double whole = 0;                  ///< linear: the range is [0, whole] where that is above 0
   bool bytes = false;                ///< tick labels as sizes
   bool hidden = false;               ///< neither ticks nor grid
   std::vector<std::string> names{};  ///< at 0, 1, 2, … instead of ticks
@@ -80,8 +81,11 @@ std::vector<Tick> linear_ticks(double low, double high, int most, bool bytes = f
 /// times them where there is room. At least two, if any range holds two round numbers.
 std::vector<Tick> log_ticks(double low, double high, int base, int most, bool bytes = false);
 
-/// At most `most` marks: means of neighbours, without labels.
+/// At most `most` marks: means of neighbours. They have no labels.
 std::vector<Mark> thinned(const std::vector<Mark>& marks, std::size_t most);
+
+/// Labels some marks of a line, and the last: they are seen where the pointer or the focus is.
+void name_some(Series& series, const std::string& name, const std::string& unit);
 
 /// The same figure as a file of its own.
 std::string svg_file(std::string_view svg);

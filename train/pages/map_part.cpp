@@ -103,19 +103,14 @@ bool write_prototypes(PageWriter& page, const std::vector<PrototypeMap>& maps,
       "they differ most. Move the pointer or the focus to a prototype to see its tokens, or to a "
       "token of the text to see the heads that it enters; the lines under the tokens have a colour "
       "per first head.");
-  std::string options;
-  std::string parts;
+  std::vector<PageWriter::Choice> choices;
   for (const PrototypeMap& map : maps) {
     const std::string name = fmt::format("{}: layer {}", map.arm, map.layer);
-    options += fmt::format("<option>{}</option>", escaped(name));
-    parts += "<div class=\"choice map\"><div class=\"figures\">\n" +
-             page.figure({id + "-prototypes-" + id_text(name), "Prototypes, " + name, "",
-                          map_chart(map)}) +
-             token_text(map) + "</div></div>\n";
+    const Figure figure{id + "-prototypes-" + id_text(name), "Prototypes, " + name, "",
+                        map_chart(map)};
+    choices.push_back({name, page.row({figure}, token_text(map)), "map"});
   }
-  page.raw(fmt::format(
-      "<div class=\"choices\">\n<label hidden=\"\">Show <select>{}</select></label>\n{}</div>\n",
-      options, parts));
+  page.choices(choices);
   return true;
 }
 

@@ -100,10 +100,10 @@ Page make_page(const std::vector<ReportedRun>& runs) {
   out.figures = page.shown();
   out.html = head(title) +
              fmt::format(
-                 "<header class=\"bar\"><div><h1>{}</h1>\n<nav aria-label=\"Runs\"><ul>{}</ul></nav>"
+                 "<header class=\"bar\"><div><h1>Proteus report</h1>\n<nav aria-label=\"Runs\"><ul>{}</ul></nav>"
                  "</div>\n<button id=\"theme\" type=\"button\" hidden=\"\">Colours</button></header>\n"
                  "<main>\n",
-                 escaped(title), links) +
+                 links) +
              page.html() +
              fmt::format("</main>\n<div id=\"tip\" role=\"status\" hidden=\"\"></div>\n"
                          "<script>{}</script>\n</body>\n</html>\n",

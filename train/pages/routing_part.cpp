@@ -35,20 +35,25 @@ HeatMap load_map(const ArmRun& arm, const LoadSeries& s) {
   return map;
 }
 
+// Both roles of a layer beside each other.
 void write_loads(PageWriter& page, const Run& run, const std::string& id) {
-  std::vector<std::string> names;
-  std::vector<Figure> figures;
+  std::vector<PageWriter::Choice> choices;
   for (const ArmRun& arm : run.arms) {
+    std::map<std::pair<std::int64_t, std::string>, std::vector<Figure>> figures;
     for (const LoadSeries& s : arm.loads) {
-      const std::string name = fmt::format("{}: {}, {}", arm.title(), part_name(s.layer, s.part),
-                                           s.role == "query" ? "queries" : "keys");
-      names.push_back(name);
-      figures.push_back({id + "-load-" + id_text(name), "Load per head, " + name,
-                         "The share of the tokens that enter it, at every logged step.",
-                         heat_map_svg(load_map(arm, s))});
+      const std::string name = fmt::format("{}, {}", arm.title(), part_name(s.layer, s.part));
+      figures[{s.layer, s.part}].push_back(
+          {fmt::format("{}-load-{}-{}", id, id_text(name), s.role),
+           s.role == "query" ? "Load per head, queries" : "Load per head, keys",
+           name + ": the share of the tokens that enter it, at every logged step.",
+           heat_map_svg(load_map(arm, s))});
+    }
+    for (const auto& [part, both] : figures) {
+      choices.push_back({fmt::format("{}: {}", arm.title(), part_name(part.first, part.second)),
+                         page.row(both)});
     }
   }
-  if (!figures.empty()) page.choices("Show", names, figures);
+  if (!choices.empty()) page.choices(choices);
 }
 
 template <class Value>
@@ -60,6 +65,7 @@ std::string balance_chart(const Run& run, const std::string& label, Axis y, Valu
     Series s{seen.insert(arm.name).second ? arm.name : std::string(), arm_color(run, arm.name)};
     for (const StepPoint& p : arm.steps) s.marks.push_back({p.step, value(p)});
     s.marks = thinned(s.marks, kMostPoints);
+    name_some(s, arm.title(), chart.y.title);
     chart.series.push_back(std::move(s));
   }
   return chart_svg(chart);

@@ -43,7 +43,7 @@ std::map<int, Column> columns_of(const StreamRun& s) {
 
 std::string score_chart(const StreamRun& s) {
   Chart chart{"Best score of the kept tokens against their place in the text.",
-              {"token of the text"},
+              {.title = "token of the text", .whole = s.tokens},
               {.title = "score"},
               {{"", 0, Line::none, Glyph::circle, 2.5}}};
   const double width = std::max(s.tokens / kColumns, 1.0);
@@ -63,17 +63,13 @@ std::string score_chart(const StreamRun& s) {
 
 std::string kept_chart(const StreamRun& s) {
   Chart chart{"Tokens kept against the place in the text.",
-              {"token of the text"},
+              {.title = "token of the text", .whole = s.tokens},
               {.title = "tokens kept of each part", .from_zero = true},
               {{"", 0, Line::stems}}};
   const double width = std::max(s.tokens / kColumns, 1.0);
   for (const auto& [i, column] : columns_of(s)) {
     chart.series[0].marks.push_back({(i + 0.5) * width, column.kept});
   }
-  // The whole text is the axis, whatever was kept of it.
-  chart.series.push_back({"", 0, Line::none, Glyph::circle, 0, {}});
-  chart.series[0].marks.insert(chart.series[0].marks.begin(), {0, 0});
-  chart.series[0].marks.push_back({s.tokens, 0});
   return chart_svg(chart);
 }
 

@@ -115,4 +115,16 @@ std::vector<Mark> thinned(const std::vector<Mark>& marks, std::size_t most) {
   return kept;
 }
 
+void name_some(Series& series, const std::string& name, const std::string& unit) {
+  constexpr std::size_t kNamed = 20;
+  const std::size_t every = std::max<std::size_t>(series.marks.size() / kNamed, 1);
+  series.radius = 0;
+  for (std::size_t i = 0; i < series.marks.size(); ++i) {
+    Mark& m = series.marks[i];
+    if (i % every != 0 && i + 1 != series.marks.size()) continue;
+    m.label = fmt::format("{}, step {}: {} {}", name, short_number(std::round(m.x)),
+                          short_number(m.y), unit);
+  }
+}
+
 }  // namespace proteus

@@ -46,9 +46,23 @@ std::string step_chart(const Run& run, const std::string& label, Axis y, Value v
   for (const ArmRun& arm : run.arms) {
     Series s = step_series(run, arm, names.once(arm.name), value);
     s.line = Line::solid;
+    name_some(s, arm.title(), chart.y.title);
     chart.series.push_back(std::move(s));
   }
   return chart_svg(chart);
+}
+
+// Behind the first evaluations of all arms: before them the loss falls so far that what matters
+// later could not be told apart.
+void leave_out_beginning(const Run& run, Chart& chart) {
+  double from = 0;
+  for (const ArmRun& arm : run.arms) {
+    if (arm.evals.size() < 2) return;
+    from = std::max(from, arm.evals.front().step);
+  }
+  for (Series& s : chart.series) {
+    std::erase_if(s.marks, [&](const Mark& m) { return m.x < from; });
+  }
 }
 
 template <class Value, class Where>
@@ -70,6 +84,7 @@ std::string eval_chart(const Run& run, const std::string& label, Axis x, Axis y,
     }
     chart.series.push_back(std::move(s));
   }
+  if (with_training) leave_out_beginning(run, chart);
   return chart_svg(chart);
 }
 
@@ -121,7 +136,7 @@ bool write_training(PageWriter& page, const Run& run, const std::string& id) {
   const auto at_time = [](const ArmRun& a, const EvalPoint& p) { return seconds_at(a, p.step); };
   page.figures(
       {{id + "-loss", "Loss against the step",
-        "Bold: validation, a point per evaluation. Thin: training. One line per seed.",
+        "Bold: validation, a point per evaluation. Thin: training, from the first evaluation on.",
         eval_chart(run, "Training and validation loss of every arm against the step.", {"step"},
                    {"nats per token"}, loss, at_step, true)},
        {id + "-loss-time", "Validation loss against the time",
@@ -175,14 +190,12 @@ bool write_calls(PageWriter& page, const Run& run) {
   std::string lines;
   for (const RunCall& call : run.calls) lines += call.command_line + "\n";
   page.code(lines);
-  std::vector<std::vector<std::string>> rows;
   for (const RunCall& c : run.calls) {
-    rows.push_back({c.started, c.version, c.device, c.cpu, short_number(c.cores),
-                    short_number(c.threads), bytes(c.memory_bytes), c.compiler, c.system});
+    page.paragraph(fmt::format(
+        "Began {}. Proteus {}, {}. Device {}; {}, {} cores, {} threads, {} of memory; {}.",
+        c.started, c.version, c.compiler, c.device, c.cpu, short_number(c.cores),
+        short_number(c.threads), bytes(c.memory_bytes), c.system));
   }
-  page.table({"began", "proteus", "device", "CPU", "cores", "threads", "memory", "compiler",
-              "system"},
-             rows, "The machine", {1, 2, 3, 7, 8});
   page.raw("<details><summary>All options (config.toml)</summary>\n");
   page.code(run.config);
   page.raw("</details>\n");

@@ -45,31 +45,29 @@ void PageWriter::table(const std::vector<std::string>& header,
   html_ += "</tbody></table></div>\n";
 }
 
-std::string PageWriter::figure(const Figure& f) {
-  shown_.push_back(f);
-  return fmt::format(
-      "<figure id=\"{}\"><figcaption>{}{}</figcaption>\n{}</figure>\n", escaped(f.id),
-      escaped(f.title), f.note.empty() ? "" : fmt::format("<span>{}</span>", escaped(f.note)),
-      f.svg);
-}
-
-void PageWriter::figures(const std::vector<Figure>& figures) {
+std::string PageWriter::row(const std::vector<Figure>& figures, std::string_view more) {
   std::string inside;
   for (const Figure& f : figures) {
-    if (!f.svg.empty()) inside += figure(f);
+    if (f.svg.empty()) continue;
+    shown_.push_back(f);
+    inside += fmt::format(
+        "<figure id=\"{}\"><figcaption>{}{}</figcaption>\n{}</figure>\n", escaped(f.id),
+        escaped(f.title), f.note.empty() ? "" : fmt::format("<span>{}</span>", escaped(f.note)),
+        f.svg);
   }
-  if (!inside.empty()) html_ += "<div class=\"figures\">\n" + inside + "</div>\n";
+  inside += more;
+  return inside.empty() ? inside : "<div class=\"figures\">\n" + inside + "</div>\n";
 }
 
-void PageWriter::choices(std::string_view label, const std::vector<std::string>& names,
-                         const std::vector<Figure>& figures) {
-  html_ += fmt::format("<div class=\"choices\">\n<label hidden=\"\">{} <select>", escaped(label));
-  for (const std::string& name : names) {
-    html_ += fmt::format("<option>{}</option>", escaped(name));
-  }
+void PageWriter::figures(const std::vector<Figure>& figures) { html_ += row(figures); }
+
+void PageWriter::choices(const std::vector<Choice>& choices) {
+  html_ += "<div class=\"choices\">\n<label hidden=\"\">Show <select>";
+  for (const Choice& c : choices) html_ += fmt::format("<option>{}</option>", escaped(c.name));
   html_ += "</select></label>\n";
-  for (const Figure& f : figures) {
-    html_ += "<div class=\"choice\">" + figure(f) + "</div>\n";
+  for (const Choice& c : choices) {
+    html_ += fmt::format("<div class=\"choice{}{}\">{}</div>\n", c.kind.empty() ? "" : " ",
+                         c.kind, c.html);
   }
   html_ += "</div>\n";
 }

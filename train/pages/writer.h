@@ -25,13 +25,18 @@ class PageWriter {
              const std::vector<std::size_t>& left = {});
   /// Figures beside each other. Those without SVG are left out.
   void figures(const std::vector<Figure>& figures);
-  /// One of several at a time, by a list of names.
-  void choices(std::string_view label, const std::vector<std::string>& names,
-               const std::vector<Figure>& figures);
+  /// HTML of which one is shown at a time, chosen by its name.
+  struct Choice {
+    std::string name;
+    std::string html;
+    std::string_view kind = {};  ///< classes
+  };
+  void choices(const std::vector<Choice>& choices);
   /// HTML that is ready.
   void raw(std::string_view html) { html_ += html; }
-  /// The HTML of a figure, which then is among shown().
-  std::string figure(const Figure& figure);
+  /// The HTML of figures beside each other, which then are among shown(); `more` stands behind
+  /// them.
+  std::string row(const std::vector<Figure>& figures, std::string_view more = {});
 
   const std::string& html() const { return html_; }
   /// All figures so far.
