@@ -170,7 +170,7 @@ TEST(Options, RefusesUnknownOptions) {
   }
   EXPECT_EQ(refusal("fly", {}),
             "unknown command 'fly'; expected one of duel, train, eval, sample, recall, sweep, "
-            "stream, convert, data, gates, inspect, doctor");
+            "stream, convert, data, gates, inspect, report, doctor");
   EXPECT_NE(refusal("train", {"--steps"}).find("--steps"), std::string::npos);
   EXPECT_NE(refusal("train", {"--steps", "5", "--steps", "6"}).find("--steps"), std::string::npos);
 }

@@ -67,8 +67,7 @@ std::string compiler_name() {
 
 std::string command_line(const Options& options) {
   std::string line = "proteus " + options.command;
-  for (const detail::OptionSpec* spec :
-       detail::options_of(detail::command_spec(options.command))) {
+  for (const detail::OptionSpec* spec : detail::options_of(detail::command_spec(options.command))) {
     const auto given = options.given.find(std::string(spec->name));
     if (given == options.given.end()) continue;
     line += fmt::format(" --{}", spec->name);
@@ -78,16 +77,17 @@ std::string command_line(const Options& options) {
 }
 
 std::string command_record(const Options& options) {
-  return json_text({{"command_line", command_line(options)},
-                    {"started", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))},
-                    {"version", PROTEUS_VERSION},
-                    {"compiler", compiler_name()},
-                    {"system", system_name()},
-                    {"cpu", read_cpu().model},
-                    {"cores", usable_cores()},
-                    {"threads", num_threads()},
-                    {"memory_bytes", machine_memory().total_bytes},
-                    {"device", options.common.device}});
+  return json_text(
+      {{"command_line", command_line(options)},
+       {"started", fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(std::time(nullptr)))},
+       {"version", PROTEUS_VERSION},
+       {"compiler", compiler_name()},
+       {"system", system_name()},
+       {"cpu", read_cpu().model},
+       {"cores", usable_cores()},
+       {"threads", num_threads()},
+       {"memory_bytes", machine_memory().total_bytes},
+       {"device", options.common.device}});
 }
 
 }  // namespace proteus

@@ -335,9 +335,9 @@ bool contains(const std::vector<std::string_view>& names, std::string_view name)
 }  // namespace
 
 std::string_view title_of(Group group) {
-  constexpr std::string_view kTitles[] = {"Common",   "Data",       "Shards", "Model",   "ASPA",
-                                          "Training", "Sampling",   "Duel",   "Recall",  "Sweep",
-                                          "Stream",   "Checkpoint", "Gates",  "Inspect", "Report", "Doctor"};
+  constexpr std::string_view kTitles[] = {
+      "Common", "Data",  "Shards", "Model",      "ASPA",  "Training", "Sampling", "Duel",
+      "Recall", "Sweep", "Stream", "Checkpoint", "Gates", "Inspect",  "Report",   "Doctor"};
   return kTitles[static_cast<std::size_t>(group)];
 }
 

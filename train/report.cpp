@@ -81,8 +81,8 @@ RunFolder::RunFolder(const Options& options, std::int64_t resumed_step)
   write_file_atomically(metrics, kept);
   write_file_atomically(file("config.toml"), config_text(options));
   const std::string commands = file("commands.jsonl");
-  write_file_atomically(commands, (resumed ? whole_lines(commands) : std::string()) +
-                                      command_record(options) + "\n");
+  write_file_atomically(
+      commands, (resumed ? whole_lines(commands) : std::string()) + command_record(options) + "\n");
   if (!resumed) fs::remove(file("summary.json"), error);
   metrics_ = std::fopen(metrics.c_str(), "ae");
   if (!metrics_) throw_file_error(metrics, "cannot write", errno);

@@ -1,5 +1,6 @@
 // What a run leaves behind and shows: the run folder (config.toml, commands.jsonl, metrics.jsonl,
-// summary.json), tables, and the progress of training. JSON never has NaN or infinity: they become null.
+// summary.json), tables, and the progress of training. JSON never has NaN or infinity: they become
+// null.
 #pragma once
 
 #include <chrono>

@@ -270,7 +270,8 @@ RunResult run_session(const Options& options, const Arm& arm, const Task& task,
   if (saved) trainer.restore(saved->optimizer, saved->state, config.checkpoint);
   Progress progress(config.label, options.training.steps, options.training.log_every, mode, stdout,
                     trainer.steps_done());
-  Session session{options, arm, task, config, folder, *model, trainer, progress, device.type, {}, 0, 0, {}};
+  Session session{options,  arm,         task, config, folder, *model, trainer,
+                  progress, device.type, {},   0,      0,      {}};
   if (!config.checkpoint.empty()) {
     session.writer = std::make_unique<CheckpointWriter>(config.checkpoint, options.training.keep);
   }

@@ -23,9 +23,8 @@ constexpr std::size_t kMappedTokens = 256;
 /// The checkpoint that an arm left in its run folder; empty where there is none.
 std::string checkpoint_of(const Run& run, const ArmRun& arm) {
   const std::string folder = run.path + "/";
-  for (const std::string& name :
-       {run.command == "train" ? std::string("checkpoint") : arm.name,
-        fmt::format("{}-seed{}", arm.name, arm.seed)}) {
+  for (const std::string& name : {run.command == "train" ? std::string("checkpoint") : arm.name,
+                                  fmt::format("{}-seed{}", arm.name, arm.seed)}) {
     std::error_code error;
     if (fs::exists(folder + name + "/config.json", error)) return folder + name;
   }
@@ -59,8 +58,7 @@ std::vector<PrototypeMap> maps_of(const Options& options, const Run& run) {
     last = arm.name;
     const LoadedModel loaded = load_model(path);
     const auto ids = mapped_ids(options, run, loaded.tokenizer);
-    for (PrototypeMap& map :
-         prototype_maps(*loaded.model, loaded.tokenizer, ids, kMappedTokens)) {
+    for (PrototypeMap& map : prototype_maps(*loaded.model, loaded.tokenizer, ids, kMappedTokens)) {
       map.arm = arm.title();
       maps.push_back(std::move(map));
     }

@@ -16,7 +16,7 @@ namespace {
 constexpr double kWidth = 480;
 constexpr double kPlotHeight = 220;
 constexpr double kLeft = 62, kRight = 16, kBottom = 50;
-constexpr double kLegendRow = 20;
+constexpr double kLegendRow = 22;
 constexpr double kCharWidth = 8.4;  // of the legend's text on a small screen
 constexpr double kLegendGap = 38;   // its stroke and the space behind an entry
 constexpr double kRowHeight = 26;   // of named rows
@@ -93,20 +93,25 @@ std::string glyph_path(Glyph glyph, double x, double y, double r) {
                        fmt::arg("b", coordinate(y + r)));
   };
   switch (glyph) {
-    case Glyph::up: return path("M{x} {t}L{r} {b}L{l} {b}Z");
-    case Glyph::diamond: return path("M{x} {t}L{r} {y}L{x} {b}L{l} {y}Z");
-    case Glyph::cross: return path("M{l} {t}L{r} {b}M{l} {b}L{r} {t}");
-    case Glyph::plus: return path("M{x} {t}L{x} {b}M{l} {y}L{r} {y}");
-    default: return path("M{l} {t}L{r} {t}L{r} {b}L{l} {b}Z");
+    case Glyph::up:
+      return path("M{x} {t}L{r} {b}L{l} {b}Z");
+    case Glyph::diamond:
+      return path("M{x} {t}L{r} {y}L{x} {b}L{l} {y}Z");
+    case Glyph::cross:
+      return path("M{l} {t}L{r} {b}M{l} {b}L{r} {t}");
+    case Glyph::plus:
+      return path("M{x} {t}L{x} {b}M{l} {y}L{r} {y}");
+    default:
+      return path("M{l} {t}L{r} {t}L{r} {b}L{l} {b}Z");
   }
 }
 
 std::string mark_svg(const Series& s, double x, double y, const Mark& m) {
   const std::string color = fmt::format("c{}", s.color % kSeriesColors);
-  const std::string about =
-      m.label.empty() ? m.attributes
-                      : fmt::format(" tabindex=\"-1\" role=\"img\" aria-label=\"{}\"{}",
-                                    escaped(m.label), m.attributes);
+  const std::string about = m.label.empty()
+                                ? m.attributes
+                                : fmt::format(" tabindex=\"-1\" role=\"img\" aria-label=\"{}\"{}",
+                                              escaped(m.label), m.attributes);
   const std::string kind = m.label.empty() ? "dot" : (s.radius > 0 ? "mark" : "mark hit");
   const double r = s.radius > 0 ? s.radius : kHitRadius;
   if (s.glyph == Glyph::circle) {
@@ -209,9 +214,9 @@ class Drawing {
   }
 
   std::string stroke(const Series& s) const {
-    constexpr std::string_view kKinds[] = {"line", "line thin", "line dashed", "none", "line stems"};
-    return fmt::format("{} c{}", kKinds[static_cast<std::size_t>(s.line)],
-                       s.color % kSeriesColors);
+    constexpr std::string_view kKinds[] = {"line", "line thin", "line dashed", "none",
+                                           "line stems"};
+    return fmt::format("{} c{}", kKinds[static_cast<std::size_t>(s.line)], s.color % kSeriesColors);
   }
 
   std::string axes() const {

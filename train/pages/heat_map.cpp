@@ -12,7 +12,7 @@
 namespace proteus {
 namespace {
 
-constexpr double kWidth = 480, kLeft = 62, kRight = 16, kTop = 44, kBottom = 50;
+constexpr double kWidth = 480, kLeft = 62, kRight = 16, kTop = 50, kBottom = 50;
 constexpr double kLeastHeight = 96, kMostHeight = 260, kCellHeight = 14;
 constexpr std::size_t kMostColumns = 120, kMostRows = 64;
 constexpr int kMostLabels = 8, kMostTicks = 6;
@@ -71,8 +71,8 @@ std::string row_name(const HeatMap& map, const std::pair<std::size_t, std::size_
 class HeatDrawing {
  public:
   explicit HeatDrawing(const HeatMap& map) : map_(map), grid_(grid_of(map)) {
-    height_ = std::clamp(kCellHeight * static_cast<double>(grid_.rows.size()), kLeastHeight,
-                         kMostHeight);
+    height_ =
+        std::clamp(kCellHeight * static_cast<double>(grid_.rows.size()), kLeastHeight, kMostHeight);
     cell_h_ = height_ / static_cast<double>(std::max<std::size_t>(grid_.rows.size(), 1));
     cell_w_ = (kWidth - kLeft - kRight) /
               static_cast<double>(std::max<std::size_t>(grid_.columns.size(), 1));
@@ -95,11 +95,11 @@ class HeatDrawing {
         const int level = level_of(row[c], grid_.most);
         std::size_t end = c + 1;
         while (end < row.size() && level_of(row[end], grid_.most) == level) ++end;
-        paths[static_cast<std::size_t>(level)] += fmt::format(
-            "M{} {}h{}v{}h-{}z", coordinate(kLeft + cell_w_ * static_cast<double>(c)),
-            coordinate(kTop + cell_h_ * static_cast<double>(r)),
-            coordinate(cell_w_ * static_cast<double>(end - c)), coordinate(cell_h_),
-            coordinate(cell_w_ * static_cast<double>(end - c)));
+        paths[static_cast<std::size_t>(level)] +=
+            fmt::format("M{} {}h{}v{}h-{}z", coordinate(kLeft + cell_w_ * static_cast<double>(c)),
+                        coordinate(kTop + cell_h_ * static_cast<double>(r)),
+                        coordinate(cell_w_ * static_cast<double>(end - c)), coordinate(cell_h_),
+                        coordinate(cell_w_ * static_cast<double>(end - c)));
         c = end;
       }
     }
@@ -119,9 +119,8 @@ class HeatDrawing {
     std::string out = fmt::format("<text class=\"title\" x=\"8\" y=\"18\">{}</text>\n",
                                   escaped(map_.value_title));
     for (int level = 0; level < kHeatLevels; ++level) {
-      out += fmt::format(
-          "<rect class=\"heat h{}\" x=\"{}\" y=\"8\" width=\"{}\" height=\"12\"/>\n", level,
-          coordinate(begin + kSwatch * level), coordinate(kSwatch));
+      out += fmt::format("<rect class=\"heat h{}\" x=\"{}\" y=\"8\" width=\"{}\" height=\"12\"/>\n",
+                         level, coordinate(begin + kSwatch * level), coordinate(kSwatch));
     }
     out += fmt::format("<text class=\"tick\" x=\"{}\" y=\"18\" text-anchor=\"end\">0</text>\n",
                        coordinate(begin - 5));
@@ -140,17 +139,18 @@ class HeatDrawing {
                          coordinate(kTop + cell_h_ * (static_cast<double>(r) + 0.5) + 4),
                          grid_.rows[r].first);
     }
-    out += fmt::format("<text class=\"title\" x=\"8\" y=\"{}\">{}</text>\n",
-                       coordinate(kTop - 8), escaped(map_.row_title));
+    out += fmt::format("<text class=\"title\" x=\"8\" y=\"{}\">{}</text>\n", coordinate(kTop - 8),
+                       escaped(map_.row_title));
     if (map_.x.empty()) return out;
     for (const Tick& t : linear_ticks(map_.x.front(), map_.x.back(), kMostTicks)) {
-      out += fmt::format("<text class=\"tick\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
-                         coordinate(x_of(t.value)), coordinate(kTop + height_ + 18), t.text);
+      out +=
+          fmt::format("<text class=\"tick\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
+                      coordinate(x_of(t.value)), coordinate(kTop + height_ + 18), t.text);
     }
-    return out + fmt::format(
-                     "<text class=\"title\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
-                     coordinate((kLeft + kWidth - kRight) / 2), coordinate(kTop + height_ + 40),
-                     escaped(map_.x_title));
+    return out +
+           fmt::format("<text class=\"title\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>\n",
+                       coordinate((kLeft + kWidth - kRight) / 2), coordinate(kTop + height_ + 40),
+                       escaped(map_.x_title));
   }
 
   // Columns are as wide as each other; a tick is between the two columns that it is between.
@@ -172,11 +172,11 @@ class HeatDrawing {
       double sum = 0;
       for (const double value : row) sum += value;
       const auto [least, most] = std::minmax_element(row.begin(), row.end());
-      const std::string label = fmt::format(
-          "{}: {} {} at the end, mean {}, from {} to {}", row_name(map_, grid_.rows[r]),
-          map_.value_title, short_number(row.back()),
-          short_number(sum / static_cast<double>(row.size())), short_number(*least),
-          short_number(*most));
+      const std::string label =
+          fmt::format("{}: {} {} at the end, mean {}, from {} to {}", row_name(map_, grid_.rows[r]),
+                      map_.value_title, short_number(row.back()),
+                      short_number(sum / static_cast<double>(row.size())), short_number(*least),
+                      short_number(*most));
       out += fmt::format(
           "<rect class=\"mark row\" x=\"{}\" y=\"{}\" width=\"{}\" height=\"{}\" tabindex=\"-1\" "
           "role=\"img\" aria-label=\"{}\"/>\n",

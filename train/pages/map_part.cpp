@@ -45,8 +45,8 @@ std::string gate_label(const PrototypeMap& map, std::size_t gate) {
                                   map.gates[gate].head, short_number(map.gates[gate].mass), tokens,
                                   map.tokens.size());
   for (std::size_t i = 0; i < std::min(kNamedTokens, ranked.size()); ++i) {
-    label += fmt::format("{} {} {}×", i == 0 ? ":" : ",", visible(ranked[i].first),
-                         ranked[i].second);
+    label +=
+        fmt::format("{} {} {}×", i == 0 ? ":" : ",", visible(ranked[i].first), ranked[i].second);
   }
   return label;
 }
@@ -61,8 +61,8 @@ std::string map_chart(const PrototypeMap& map) {
                           map.arm, map.layer),
               axis(0),
               axis(1),
-              {{"token", 6, Line::none, Glyph::circle, 2.2}, {"prototype", 1, Line::none,
-                                                             Glyph::diamond, 6}}};
+              {{"token", 6, Line::none, Glyph::circle, 2.2},
+               {"prototype", 1, Line::none, Glyph::diamond, 6}}};
   for (std::size_t i = 0; i < map.tokens.size(); ++i) {
     const MappedToken& t = map.tokens[i];
     chart.series[0].marks.push_back(
@@ -77,7 +77,8 @@ std::string map_chart(const PrototypeMap& map) {
 
 std::string token_text(const PrototypeMap& map) {
   std::string out = fmt::format(
-      "<div class=\"text\" role=\"group\" aria-label=\"The text, layer {}: arrow keys go from token "
+      "<div class=\"text\" role=\"group\" aria-label=\"The text, layer {}: arrow keys go from "
+      "token "
       "to token\">",
       map.layer);
   for (std::size_t i = 0; i < map.tokens.size(); ++i) {
@@ -99,7 +100,8 @@ bool write_prototypes(PageWriter& page, const std::vector<PrototypeMap>& maps,
   if (maps.empty()) return false;
   page.heading(3, "Prototypes and the tokens that they attract");
   page.paragraph(
-      "Directions of prototypes and of the text's tokens as queries, on the two components in which "
+      "Directions of prototypes and of the text's tokens as queries, on the two components in "
+      "which "
       "they differ most. Move the pointer or the focus to a prototype to see its tokens, or to a "
       "token of the text to see the heads that it enters; the lines under the tokens have a colour "
       "per first head.");

@@ -28,8 +28,7 @@ constexpr PartKind kSweep = {"a layer against the length",
 constexpr PartKind kStream = {
     "what a stream keeps",
     "proteus stream --checkpoint runs/duel/aspa --file TEXT --prompt WORDS --out runs/stream"};
-constexpr const PartKind* kParts[] = {&kTraining, &kSamples, &kRouting,
-                                      &kMaps,     &kSweep,   &kStream};
+constexpr const PartKind* kParts[] = {&kTraining, &kSamples, &kRouting, &kMaps, &kSweep, &kStream};
 
 std::string title_of(const Run& run) {
   return run.command.empty() ? run.name : fmt::format("{} ({})", run.name, run.command);
@@ -98,16 +97,19 @@ Page make_page(const std::vector<ReportedRun>& runs) {
   write_absent(page, had);
   Page out;
   out.figures = page.shown();
-  out.html = head(title) +
-             fmt::format(
-                 "<header class=\"bar\"><div><h1>Proteus report</h1>\n<nav aria-label=\"Runs\"><ul>{}</ul></nav>"
-                 "</div>\n<button id=\"theme\" type=\"button\" hidden=\"\">Colours</button></header>\n"
-                 "<main>\n",
-                 links) +
-             page.html() +
-             fmt::format("</main>\n<div id=\"tip\" role=\"status\" hidden=\"\"></div>\n"
-                         "<script>{}</script>\n</body>\n</html>\n",
-                         page_script());
+  out.html =
+      head(title) +
+      fmt::format(
+          "<header class=\"bar\"><div><h1>Proteus report</h1>\n<nav "
+          "aria-label=\"Runs\"><ul>{}</ul></nav>"
+          "</div>\n<button id=\"theme\" type=\"button\" hidden=\"\">Colours</button></header>\n"
+          "<main>\n",
+          links) +
+      page.html() +
+      fmt::format(
+          "</main>\n<div id=\"tip\" role=\"status\" hidden=\"\"></div>\n"
+          "<script>{}</script>\n</body>\n</html>\n",
+          page_script());
   return out;
 }
 

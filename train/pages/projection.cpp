@@ -26,8 +26,8 @@ Projection project_rows(std::span<const double> values, std::int64_t d) {
                                  values.size()));
   }
   using Matrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-  Matrix x = Eigen::Map<const Matrix>(values.data(),
-                                      static_cast<std::int64_t>(values.size()) / d, d);
+  Matrix x =
+      Eigen::Map<const Matrix>(values.data(), static_cast<std::int64_t>(values.size()) / d, d);
   x.rowwise() -= x.colwise().mean().eval();
   const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(x.transpose() * x);
   const double total = std::max(solver.eigenvalues().sum(), kTiny);

@@ -67,8 +67,8 @@ PrototypeMap map_layer(Transformer& model, AspaAttention& layer, std::int64_t nu
 
 std::vector<PrototypeMap> prototype_maps(Transformer& model, const Tokenizer& tokenizer,
                                          std::span<const std::int32_t> ids, std::size_t most) {
-  const auto T = std::min<std::size_t>(
-      {static_cast<std::size_t>(model.config().context), most, ids.size()});
+  const auto T =
+      std::min<std::size_t>({static_cast<std::size_t>(model.config().context), most, ids.size()});
   if (T == 0) return {};
   const std::size_t B = std::min(most, ids.size()) / T;
   const auto used = ids.subspan(0, B * T);

@@ -20,14 +20,15 @@ std::string part_name(std::int64_t layer, const std::string& part) {
 }
 
 HeatMap load_map(const ArmRun& arm, const LoadSeries& s) {
-  HeatMap map{fmt::format("Load of every head against the step: {}, {}, {} role. Arrow keys go from "
-                          "head to head.",
-                          arm.title(), part_name(s.layer, s.part), s.role),
-              "step",
-              s.part == "attention" ? "head" : "expert",
-              "share of the tokens",
-              {},
-              {}};
+  HeatMap map{
+      fmt::format("Load of every head against the step: {}, {}, {} role. Arrow keys go from "
+                  "head to head.",
+                  arm.title(), part_name(s.layer, s.part), s.role),
+      "step",
+      s.part == "attention" ? "head" : "expert",
+      "share of the tokens",
+      {},
+      {}};
   for (const LoadPoint& p : s.points) {
     map.x.push_back(p.step);
     map.values.push_back(p.load);
@@ -49,8 +50,8 @@ void write_loads(PageWriter& page, const Run& run, const std::string& id) {
            heat_map_svg(load_map(arm, s))});
     }
     for (const auto& [part, both] : figures) {
-      choices.push_back({fmt::format("{}: {}", arm.title(), part_name(part.first, part.second)),
-                         page.row(both)});
+      choices.push_back(
+          {fmt::format("{}: {}", arm.title(), part_name(part.first, part.second)), page.row(both)});
     }
   }
   if (!choices.empty()) page.choices(choices);
@@ -76,8 +77,8 @@ struct Operation {
   Glyph glyph;
 };
 constexpr Operation kOperations[] = {
-    {"clone", Glyph::up},       {"merge", Glyph::diamond},     {"prune", Glyph::cross},
-    {"add-head", Glyph::plus},  {"re-home", Glyph::square},    {"prune-head", Glyph::cross},
+    {"clone", Glyph::up},      {"merge", Glyph::diamond},  {"prune", Glyph::cross},
+    {"add-head", Glyph::plus}, {"re-home", Glyph::square}, {"prune-head", Glyph::cross},
 };
 
 Glyph glyph_of(const std::string& operation) {
@@ -88,8 +89,8 @@ Glyph glyph_of(const std::string& operation) {
 }
 
 std::string gate_label(const GateMark& g) {
-  std::string label = fmt::format("step {}, {}: {}", short_number(g.step),
-                                  part_name(g.layer, g.part), g.operation);
+  std::string label =
+      fmt::format("step {}, {}: {}", short_number(g.step), part_name(g.layer, g.part), g.operation);
   const auto add = [&](const char* name, double value) {
     if (value == value) label += fmt::format(", {} {}", name, short_number(value));
   };
@@ -102,11 +103,11 @@ std::string gate_label(const GateMark& g) {
 }
 
 std::string gate_timeline(const ArmRun& arm) {
-  Chart chart{fmt::format("Operations on gates against the step, a row per layer: {}.",
-                          arm.title()),
-              {"step"},
-              {},
-              {}};
+  Chart chart{
+      fmt::format("Operations on gates against the step, a row per layer: {}.", arm.title()),
+      {.title = "step", .whole = arm.steps.empty() ? 0 : arm.steps.back().step},
+      {},
+      {}};
   std::map<std::pair<std::int64_t, std::string>, double> row_of;
   for (const GateMark& g : arm.gates) row_of[{g.layer, g.part}] = 0;
   for (auto& [part, row] : row_of) {

@@ -56,9 +56,8 @@ void each_line(const std::string& path, const std::function<void(const json&)>& 
 }
 
 ArmRun& arm_of(Run& run, const std::string& name, double seed) {
-  const auto it = std::find_if(run.arms.begin(), run.arms.end(), [&](const ArmRun& a) {
-    return a.name == name && a.seed == seed;
-  });
+  const auto it = std::find_if(run.arms.begin(), run.arms.end(),
+                               [&](const ArmRun& a) { return a.name == name && a.seed == seed; });
   if (it != run.arms.end()) return *it;
   ArmRun& arm = run.arms.emplace_back();
   arm.name = name;
@@ -145,9 +144,8 @@ void take_arm(Run& run, const json& a) {
 void take_row(Run& run, const json& r) {
   if (!r.is_object()) return;
   if (r.contains("kept_by")) {
-    run.needles.push_back({text(r, "arm"), text(r, "kept_by"), text(r, "kind"),
-                           number(r, "trials"), number(r, "kept_tokens"), number(r, "retained"),
-                           number(r, "answered")});
+    run.needles.push_back({text(r, "arm"), text(r, "kept_by"), text(r, "kind"), number(r, "trials"),
+                           number(r, "kept_tokens"), number(r, "retained"), number(r, "answered")});
     return;
   }
   const double length = number(r, "length");

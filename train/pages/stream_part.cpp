@@ -13,7 +13,7 @@
 namespace proteus {
 namespace {
 
-constexpr double kColumns = 400;        // of the figure: more tokens than that share one
+constexpr double kColumns = 400;  // of the figure: more tokens than that share one
 constexpr std::size_t kShownSpans = 20;
 
 struct Column {

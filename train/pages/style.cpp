@@ -20,24 +20,24 @@ struct Theme {
   std::array<Color, 3> heat;  ///< nothing, the middle, the most
 };
 
-constexpr Theme kLight = {"#ffffff",
-                          "#1b1f24",
-                          "#57606a",
-                          "#e3e7eb",
-                          "#f5f7f9",
-                          "#0060a8",
-                          {"#0060a8", "#c04a12", "#007a5a", "#93397f", "#876200", "#3d6fd1",
-                           "#5b5b5b", "#b0172f"},
-                          {{{240, 244, 248}, {90, 160, 205}, {8, 40, 95}}}};
-constexpr Theme kDark = {"#14181d",
-                         "#e8ebee",
-                         "#a5afb9",
-                         "#2b333c",
-                         "#1d232a",
-                         "#6cb4ff",
-                         {"#6cb4ff", "#ff9a6b", "#4fd1a5", "#e08fd0", "#e5c04f", "#a9b8ff",
-                          "#b8b8b8", "#ff7a8a"},
-                         {{{29, 37, 46}, {50, 112, 160}, {190, 232, 255}}}};
+constexpr Theme kLight = {
+    "#ffffff",
+    "#1b1f24",
+    "#57606a",
+    "#e3e7eb",
+    "#f5f7f9",
+    "#0060a8",
+    {"#0060a8", "#c04a12", "#007a5a", "#93397f", "#876200", "#3d6fd1", "#5b5b5b", "#b0172f"},
+    {{{240, 244, 248}, {90, 160, 205}, {8, 40, 95}}}};
+constexpr Theme kDark = {
+    "#14181d",
+    "#e8ebee",
+    "#a5afb9",
+    "#2b333c",
+    "#1d232a",
+    "#6cb4ff",
+    {"#6cb4ff", "#ff9a6b", "#4fd1a5", "#e08fd0", "#e5c04f", "#a9b8ff", "#b8b8b8", "#ff7a8a"},
+    {{{29, 37, 46}, {50, 112, 160}, {190, 232, 255}}}};
 
 std::string hex(const Color& c) {
   return fmt::format("#{:02x}{:02x}{:02x}", c.red, c.green, c.blue);
@@ -53,9 +53,8 @@ std::string heat_color(const Theme& theme, int level) {
 }
 
 std::string variables(const Theme& t) {
-  std::string out =
-      fmt::format("--paper:{};--ink:{};--soft:{};--grid:{};--panel:{};--accent:{};", t.paper, t.ink,
-                  t.soft, t.grid, t.panel, t.accent);
+  std::string out = fmt::format("--paper:{};--ink:{};--soft:{};--grid:{};--panel:{};--accent:{};",
+                                t.paper, t.ink, t.soft, t.grid, t.panel, t.accent);
   for (int i = 0; i < kSeriesColors; ++i) {
     out += fmt::format("--c{}:{};", i, t.series[static_cast<std::size_t>(i)]);
   }
@@ -234,7 +233,8 @@ std::string page_style() {
   return fmt::format(
       ":root{{color-scheme:light dark;{}}}\n"
       "@media (prefers-color-scheme: dark){{:root:not([data-theme=light]){{{}}}}}\n"
-      ":root[data-theme=dark]{{{}color-scheme:dark}}\n:root[data-theme=light]{{color-scheme:light}}\n"
+      ":root[data-theme=dark]{{{}color-scheme:dark}}\n:root[data-theme=light]{{color-scheme:light}}"
+      "\n"
       "{}{}",
       variables(kLight), variables(kDark), variables(kDark), figure_rules(), kPageRules);
 }

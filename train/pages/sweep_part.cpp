@@ -43,10 +43,10 @@ std::string sweep_chart(const std::vector<SweepRow>& rows, const std::string& la
     for (const SweepRow& row : rows) {
       if (row.name() != name || !pick(row)) continue;
       const double value = *pick(row);
-      s.marks.push_back({static_cast<double>(row.length), value,
-                         fmt::format("{}, {} tokens: {} {}", name,
-                                     short_number(static_cast<double>(row.length)),
-                                     short_number(value), unit)});
+      s.marks.push_back(
+          {static_cast<double>(row.length), value,
+           fmt::format("{}, {} tokens: {} {}", name, short_number(static_cast<double>(row.length)),
+                       short_number(value), unit)});
     }
     const auto slope = trends ? sweep_slope(rows, name, pick) : std::nullopt;
     if (slope) s.name += fmt::format(" (slope {:.2f})", *slope);
@@ -71,23 +71,21 @@ std::string ms(const std::optional<double>& value) {
 bool write_sweep(PageWriter& page, const Run& run, const std::string& id) {
   if (run.sweep.empty()) return false;
   page.heading(3, "One layer against the length");
-  page.figures(
-      {{id + "-forward", "Forward",
-        "Both axes logarithmic. Slope 1 is linear, 2 quadratic, over the last lengths.",
-        sweep_chart(run.sweep, "Milliseconds of a forward pass against the length.", "ms", forward,
-                    true)},
-       {id + "-backward", "Forward and backward",
-        "The dotted lines: from there on an arm is faster than dense.",
-        sweep_chart(run.sweep, "Milliseconds of forward and backward against the length.", "ms",
-                    both, true)},
-       {id + "-memory", "Memory per token", "Peak bytes of tensors over the tokens.",
-        sweep_chart(run.sweep, "Peak bytes per token against the length.", "bytes per token",
-                    per_token, false)}});
+  page.figures({{id + "-forward", "Forward",
+                 "Both axes logarithmic. Slope 1 is linear, 2 quadratic, over the last lengths.",
+                 sweep_chart(run.sweep, "Milliseconds of a forward pass against the length.", "ms",
+                             forward, true)},
+                {id + "-backward", "Forward and backward",
+                 "The dotted lines: from there on an arm is faster than dense.",
+                 sweep_chart(run.sweep, "Milliseconds of forward and backward against the length.",
+                             "ms", both, true)},
+                {id + "-memory", "Memory per token", "Peak bytes of tensors over the tokens.",
+                 sweep_chart(run.sweep, "Peak bytes per token against the length.",
+                             "bytes per token", per_token, false)}});
   std::vector<std::vector<std::string>> rows;
   for (const SweepRow& r : run.sweep) {
     rows.push_back({short_number(static_cast<double>(r.length)), r.name(), ms(r.fwd_ms),
-                    ms(r.fwdbwd_ms),
-                    r.peak_memory_bytes ? format_bytes(*r.peak_memory_bytes) : "–",
+                    ms(r.fwdbwd_ms), r.peak_memory_bytes ? format_bytes(*r.peak_memory_bytes) : "–",
                     per_token(r) ? format_count(*per_token(r)) : "–", r.error});
   }
   page.raw("<details><summary>All points</summary>\n");

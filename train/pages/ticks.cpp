@@ -40,8 +40,8 @@ Tick tick(double value, bool bytes) {
 }
 
 std::vector<Tick> every(const std::vector<Tick>& ticks, int most) {
-  const auto stride = (ticks.size() + static_cast<std::size_t>(most) - 1) /
-                      static_cast<std::size_t>(most);
+  const auto stride =
+      (ticks.size() + static_cast<std::size_t>(most) - 1) / static_cast<std::size_t>(most);
   std::vector<Tick> kept;
   for (std::size_t i = 0; i < ticks.size(); i += std::max<std::size_t>(stride, 1)) {
     kept.push_back(ticks[i]);

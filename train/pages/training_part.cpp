@@ -111,10 +111,10 @@ void write_table(PageWriter& page, const Run& run) {
                     format_number(a.max_vio, 2)});
     if (!a.finished) rows.back()[0] += " (not finished)";
   }
-  page.table({"arm", "seed", "parameters", "active", "steps", "train loss", "val loss", "best",
-              recall ? "accuracy" : "bits/byte", "tokens/s", "attn FLOP/token", "peak memory",
-              "MaxVio"},
-             rows, "Results of every arm");
+  page.table(
+      {"arm", "seed", "parameters", "active", "steps", "train loss", "val loss", "best",
+       recall ? "accuracy" : "bits/byte", "tokens/s", "attn FLOP/token", "peak memory", "MaxVio"},
+      rows, "Results of every arm");
 }
 
 }  // namespace
@@ -144,8 +144,9 @@ bool write_training(PageWriter& page, const Run& run, const std::string& id) {
         eval_chart(run, "Validation loss of every arm against seconds of training.", {"seconds"},
                    {"nats per token"}, loss, at_time, false)},
        {id + "-accuracy", "Accuracy", "Share of right answers, a point per evaluation.",
-        eval_chart(run, "Accuracy of every arm against the step.", {"step"}, {"accuracy"},
-                   [](const EvalPoint& p) { return p.accuracy; }, at_step, false)},
+        eval_chart(
+            run, "Accuracy of every arm against the step.", {"step"}, {"accuracy"},
+            [](const EvalPoint& p) { return p.accuracy; }, at_step, false)},
        {id + "-speed", "Speed", "Since the run began or was resumed, evaluations left out.",
         step_chart(run, "Tokens per second of every arm against the step.",
                    {.title = "tokens per second", .from_zero = true},

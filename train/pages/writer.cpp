@@ -50,10 +50,10 @@ std::string PageWriter::row(const std::vector<Figure>& figures, std::string_view
   for (const Figure& f : figures) {
     if (f.svg.empty()) continue;
     shown_.push_back(f);
-    inside += fmt::format(
-        "<figure id=\"{}\"><figcaption>{}{}</figcaption>\n{}</figure>\n", escaped(f.id),
-        escaped(f.title), f.note.empty() ? "" : fmt::format("<span>{}</span>", escaped(f.note)),
-        f.svg);
+    inside +=
+        fmt::format("<figure id=\"{}\"><figcaption>{}{}</figcaption>\n{}</figure>\n", escaped(f.id),
+                    escaped(f.title),
+                    f.note.empty() ? "" : fmt::format("<span>{}</span>", escaped(f.note)), f.svg);
   }
   inside += more;
   return inside.empty() ? inside : "<div class=\"figures\">\n" + inside + "</div>\n";
@@ -66,8 +66,8 @@ void PageWriter::choices(const std::vector<Choice>& choices) {
   for (const Choice& c : choices) html_ += fmt::format("<option>{}</option>", escaped(c.name));
   html_ += "</select></label>\n";
   for (const Choice& c : choices) {
-    html_ += fmt::format("<div class=\"choice{}{}\">{}</div>\n", c.kind.empty() ? "" : " ",
-                         c.kind, c.html);
+    html_ += fmt::format("<div class=\"choice{}{}\">{}</div>\n", c.kind.empty() ? "" : " ", c.kind,
+                         c.html);
   }
   html_ += "</div>\n";
 }
