@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "train/memory.h"
 #include "train/utf8.h"
 
 namespace proteus {
@@ -61,6 +62,11 @@ std::string short_number(double value) {
     return (value < 0 ? "-" : "") + digits;
   }
   return fmt::format("{:.4g}", value);
+}
+
+std::string bytes_text(double value) {
+  constexpr double kMost = 9e18;
+  return value >= 0 && value < kMost ? format_bytes(static_cast<std::int64_t>(value)) : "–";
 }
 
 }  // namespace proteus

@@ -15,5 +15,7 @@ std::string escaped(std::string_view text);
 std::string coordinate(double value);
 /// For people: "0.0123", "1.75", "12,345"; "–" for what is not a finite number.
 std::string short_number(double value);
+/// "55 MB"; "–" for what is no size.
+std::string bytes_text(double value);
 
 }  // namespace proteus

@@ -23,6 +23,13 @@ double number(const json& object, const char* key) {
   return it != object.end() && it->is_number() ? it->get<double>() : kMissing;
 }
 
+/// Of a size or a place; −1 for what is no whole number from 0 up.
+std::int64_t whole_number(const json& object, const char* key) {
+  constexpr double kMost = 9007199254740992.0;  // up to it doubles hold every whole number
+  const double value = number(object, key);
+  return value >= 0 && value <= kMost ? static_cast<std::int64_t>(value) : -1;
+}
+
 std::string text(const json& object, const char* key) {
   const auto it = object.find(key);
   return it != object.end() && it->is_string() ? it->get<std::string>() : std::string();
@@ -66,8 +73,8 @@ ArmRun& arm_of(Run& run, const std::string& name, double seed) {
 }
 
 void take_loads(ArmRun& arm, double step, const json& part) {
-  const double layer = number(part, "layer");
-  if (!(layer >= 0)) return;
+  const std::int64_t layer = whole_number(part, "layer");
+  if (layer < 0) return;
   for (const char* role : {"query", "key"}) {
     const json& load = child(child(part, role), "load");
     if (!load.is_array() || load.empty()) continue;
@@ -77,10 +84,10 @@ void take_loads(ArmRun& arm, double step, const json& part) {
     }
     const std::string name = text(part, "part");
     auto it = std::find_if(arm.loads.begin(), arm.loads.end(), [&](const LoadSeries& s) {
-      return static_cast<double>(s.layer) == layer && s.part == name && s.role == role;
+      return s.layer == layer && s.part == name && s.role == role;
     });
     if (it == arm.loads.end()) {
-      it = arm.loads.insert(it, {static_cast<std::int64_t>(layer), name, role, {}});
+      it = arm.loads.insert(it, {layer, name, role, {}});
     }
     it->points.push_back(std::move(point));
   }
@@ -88,7 +95,7 @@ void take_loads(ArmRun& arm, double step, const json& part) {
 
 void take_gate_event(ArmRun& arm, double step, const json& e) {
   arm.gates.push_back({.step = step,
-                       .layer = static_cast<std::int64_t>(std::max(number(e, "layer"), 0.0)),
+                       .layer = std::max<std::int64_t>(whole_number(e, "layer"), 0),
                        .part = text(e, "part"),
                        .operation = text(e, "operation"),
                        .why = text(e, "why"),
@@ -148,18 +155,16 @@ void take_row(Run& run, const json& r) {
                            number(r, "kept_tokens"), number(r, "retained"), number(r, "answered")});
     return;
   }
-  const double length = number(r, "length");
-  if (!(length >= 1)) return;
   SweepRow row;
-  row.length = static_cast<std::int64_t>(length);
-  row.batch = static_cast<std::int64_t>(optional_number(r, "batch").value_or(1));
+  row.length = whole_number(r, "length");
+  row.batch = std::max<std::int64_t>(whole_number(r, "batch"), 1);
+  if (row.length < 1) return;
   row.arm = text(r, "arm");
   row.alpha = optional_number(r, "alpha");
   row.fwd_ms = optional_number(r, "fwd_ms");
   row.fwdbwd_ms = optional_number(r, "fwdbwd_ms");
-  if (const auto bytes = optional_number(r, "peak_memory_bytes")) {
-    row.peak_memory_bytes = static_cast<std::int64_t>(*bytes);
-  }
+  const std::int64_t bytes = whole_number(r, "peak_memory_bytes");
+  if (bytes >= 0) row.peak_memory_bytes = bytes;
   row.error = text(r, "error");
   run.sweep.push_back(std::move(row));
 }
@@ -200,6 +205,7 @@ void read_kept_tensors(const std::string& path, StreamRun& stream) {
 void take_stream(Run& run, const json& s) {
   StreamRun stream;
   stream.tokens = number(s, "tokens");
+  if (!(stream.tokens >= 1)) return;
   stream.retained = number(s, "retained");
   stream.chunks = number(s, "chunks");
   stream.stream_s = number(s, "stream_s");
@@ -217,6 +223,11 @@ void take_stream(Run& run, const json& s) {
   } else if (fs::exists(tensors)) {
     read_kept_tensors(tensors, stream);
   }
+  std::erase_if(stream.winners,
+                [&](const KeptToken& w) { return !(w.token >= 0 && w.token < stream.tokens); });
+  std::erase_if(stream.spans, [&](const KeptText& span) {
+    return !(span.begin >= 0 && span.begin < span.end && span.end <= stream.tokens);
+  });
   run.stream = std::move(stream);
 }
 

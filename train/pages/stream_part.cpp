@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <map>
 
-#include "train/memory.h"
 #include "train/pages/chart.h"
 #include "train/pages/markup.h"
 #include "train/pages/parts.h"
@@ -32,7 +31,6 @@ std::map<int, Column> columns_of(const StreamRun& s) {
     if (!c.best || w.score > c.best->score) c.best = &w;
   }
   for (const KeptText& span : s.spans) {
-    if (!(span.end > span.begin)) continue;
     for (int i = column(span.begin); i <= column(span.end - 1); ++i) {
       const double begin = std::max(span.begin, i * width);
       columns[i].kept += std::min(span.end, (i + 1) * width) - begin;
@@ -115,15 +113,12 @@ bool write_stream(PageWriter& page, const Run& run, const std::string& id) {
   if (!run.stream) return false;
   const StreamRun& s = *run.stream;
   page.heading(3, "What the stream kept");
-  const auto bytes = [](double value) {
-    return value == value ? format_bytes(static_cast<std::int64_t>(value)) : std::string("–");
-  };
   page.table({"text", "tokens", "kept", "share", "chunks", "stream s", "tokens/s", "peak memory",
               "rows wait in", "spilled"},
              {{s.file.empty() ? "embeddings" : s.file, short_number(s.tokens),
                short_number(s.retained), fmt::format("{:.2f}%", 100 * s.retained / s.tokens),
                short_number(s.chunks), format_number(s.stream_s, 2), format_count(s.tokens_per_s),
-               bytes(s.peak_rss), s.storage, bytes(s.spilled)}},
+               bytes_text(s.peak_rss), s.storage, bytes_text(s.spilled)}},
              "The stream");
   if (!s.prompt.empty()) {
     page.heading(4, "Prompt and answer");

@@ -80,8 +80,11 @@ std::vector<Tick> linear_ticks(double low, double high, int most, bool bytes) {
   }
   std::vector<Tick> ticks;
   const double slack = step * 1e-6;
-  for (double i = std::ceil((low - slack) / step); i * step <= high + slack; ++i) {
-    ticks.push_back(tick(i == 0 ? 0.0 : i * step, bytes));
+  const double first = std::ceil((low - slack) / step);
+  for (int i = 0; i <= 2 * most; ++i) {  // a bound: of huge numbers the next may be the same
+    const double value = (first + i) * step;
+    if (!(value <= high + slack)) break;
+    ticks.push_back(tick(std::abs(value) < slack ? 0.0 : value, bytes));
   }
   return every(ticks, most);
 }

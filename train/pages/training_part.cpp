@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <set>
 
-#include "train/memory.h"
 #include "train/pages/chart.h"
 #include "train/pages/markup.h"
 #include "train/pages/parts.h"
@@ -16,10 +15,6 @@ namespace {
 constexpr std::size_t kMostPoints = 200;  // of a line, each over a few steps
 
 std::string count(double value) { return value == value ? format_count(value) : "–"; }
-std::string bytes(double value) {
-  return value == value ? format_bytes(static_cast<std::int64_t>(value)) : "–";
-}
-
 // The name of an arm for the first of its seeds, nothing for the others: a legend has it once.
 class Names {
  public:
@@ -107,7 +102,7 @@ void write_table(PageWriter& page, const Run& run) {
                     short_number(steps), format_number(a.train_loss), format_number(a.val_loss),
                     format_number(a.best_val_loss),
                     recall ? format_number(a.accuracy) : format_number(a.val_bpb, 3),
-                    count(a.tokens_per_s), count(a.attention_flops), bytes(a.peak_memory),
+                    count(a.tokens_per_s), count(a.attention_flops), bytes_text(a.peak_memory),
                     format_number(a.max_vio, 2)});
     if (!a.finished) rows.back()[0] += " (not finished)";
   }
@@ -195,7 +190,7 @@ bool write_calls(PageWriter& page, const Run& run) {
     page.paragraph(fmt::format(
         "Began {}. Proteus {}, {}. Device {}; {}, {} cores, {} threads, {} of memory; {}.",
         c.started, c.version, c.compiler, c.device, c.cpu, short_number(c.cores),
-        short_number(c.threads), bytes(c.memory_bytes), c.system));
+        short_number(c.threads), bytes_text(c.memory_bytes), c.system));
   }
   page.raw("<details><summary>All options (config.toml)</summary>\n");
   page.code(run.config);
