@@ -126,6 +126,7 @@ overflow-wrap:anywhere;font:1rem/1.9 ui-monospace,"DejaVu Sans Mono",monospace}
 .mark,.text span{cursor:default}
 .mark:focus,.text span:focus{outline:none}
 .mark:focus,.mark:hover,.mark.on{stroke:var(--ink);stroke-width:2.5;opacity:1}
+.dot.on{stroke:var(--c1);stroke-width:4}
 .row:focus,.row:hover{stroke:var(--c1);stroke-width:1.5}
 .text span:focus,.text span:hover,.text span.on{background:var(--grid);outline:2px solid var(--accent)}
 a:focus-visible,button:focus-visible,select:focus-visible,.scroll:focus-visible{
