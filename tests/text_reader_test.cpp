@@ -48,6 +48,24 @@ TEST(TextReader, GivesTheIdsOfTheWholeTextAndCutsNoCharacter) {
   }
 }
 
+// Words, contractions, numbers, runs of spaces and of line ends, other scripts, bytes that are no
+// UTF-8: pieces end in all of them, as every length of the first word moves the borders by one.
+TEST(TextReader, CutsNothingThatByteMergesMayJoin) {
+  const TemporaryFolder folder;
+  const std::string unit =
+      "They're here   now,\n\n\n 12345 times!  naïve \xF0\x9F\x99\x82\xF0\x9F\x99\x82 日本語  "
+      "\t\tend\xff\xfe.\r\n";
+  const Tokenizer tokenizer = Tokenizer::of(Bpe::train(unit + unit + " They There the then", 320));
+  for (std::size_t first = 0; first < unit.size(); ++first) {
+    std::string text(first, 'x');
+    while (text.size() < kPiece + 2 * unit.size()) text += unit;
+    const std::string path = folder.write("text", text);
+    TextReader reader(tokenizer, path);
+    ASSERT_EQ(read_all(reader), tokenizer.encode(text, "text")) << first;
+    EXPECT_EQ(reader.bytes(), static_cast<std::int64_t>(text.size()));
+  }
+}
+
 TEST(TextReader, ReadsAPipe) {
   const TemporaryFolder folder;
   const std::string text = mixed_text(kPiece + 100);
