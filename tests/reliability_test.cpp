@@ -33,13 +33,14 @@ using testing::Outcome;
 using testing::Program;
 using testing::TemporaryFolder;
 
-/// Losses by step, as the lines of a metrics.jsonl have them; the last line may be torn.
-std::map<std::int64_t, double> losses(const TemporaryFolder& folder, const std::string& run) {
-  std::map<std::int64_t, double> all;
+/// Steps and their losses, as the lines of a metrics.jsonl have them; the last line may be torn.
+std::vector<std::pair<std::int64_t, double>> losses(const TemporaryFolder& folder,
+                                                    const std::string& run) {
+  std::vector<std::pair<std::int64_t, double>> all;
   std::istringstream in(folder.read(run + "/metrics.jsonl"));
   for (std::string line; std::getline(in, line);) {
     const auto json = nlohmann::json::parse(line, nullptr, false);
-    if (json.is_object() && json.contains("loss")) all[json["step"]] = json["loss"];
+    if (json.is_object() && json.contains("loss")) all.emplace_back(json["step"], json["loss"]);
   }
   return all;
 }
@@ -85,59 +86,112 @@ void wait_for_growth(const std::string& path, std::uintmax_t bytes) {
   }
 }
 
+/// A run that is killed again and again, and what was seen of it.
+class KilledRun {
+ public:
+  explicit KilledRun(const TemporaryFolder& folder) : folder_(folder) {}
+
+  /// Starts it, or goes on from its checkpoint, and kills it at a random moment: mostly while it
+  /// trains and saves, sometimes while it starts or loads.
+  void kill_once() {
+    const Args start =
+        step_ < 0 ? joined(kTraining, kLong)
+                  : Args{"train",     "--resume", "--checkpoint", "run/checkpoint", "--quiet",
+                         "--threads", "1"};
+    const Args save = {"--checkpoint-every", "2", "--keep", "2", "--out", "run"};
+    const Program program(folder_, joined(start, save));
+    if (up_to(8) != 0) wait_for_growth(folder_.file("run/metrics.jsonl"), 2000);
+    std::this_thread::sleep_for(std::chrono::microseconds(up_to(30000)));
+    program.kill();
+    const Outcome o = program.wait();
+    ASSERT_EQ(o.code, 128 + SIGKILL) << o.err;
+    look();
+  }
+
+  std::int64_t step() const { return step_; }  ///< of the newest checkpoint; −1 before the first
+  /// Of every step that was logged, also those that a resumed run did again.
+  const std::vector<std::pair<std::int64_t, double>>& seen() const { return seen_; }
+  int lost = 0;      ///< checkpoints that did not load
+  int saving = 0;    ///< kills while one was written beside its place
+  int renaming = 0;  ///< kills between the renames that put it there
+
+ private:
+  int up_to(int n) { return static_cast<int>(random_() % static_cast<unsigned>(n)); }
+
+  void look() {
+    const std::string path = folder_.file("run/checkpoint");
+    // A resumed run logs on behind its checkpoint's step; one that died sooner left all as it was.
+    const auto lines = losses(folder_, "run");
+    for (const auto& line : lines) {
+      if (line.first > step_ && lines != lines_) seen_.push_back(line);
+    }
+    lines_ = lines;
+    saving += fs::exists(path + ".new") ? 1 : 0;
+    if (!fs::exists(path)) {
+      if (step_ < 0 && !fs::exists(path + ".1")) return;
+      ++renaming;
+    }
+    load(path);
+    if (fs::exists(path) && fs::exists(path + ".1")) load(path + ".1");
+  }
+
+  void load(const std::string& path) {
+    try {
+      const Checkpoint c = load_checkpoint(path);
+      const std::int64_t now = parse_trainer_state(c.state, path).step;
+      if (path.ends_with(".1")) {
+        EXPECT_LT(now, step_);
+      } else {
+        EXPECT_GE(now, step_);
+        step_ = now;
+      }
+    } catch (const Error& error) {
+      ADD_FAILURE() << error.what();
+      ++lost;
+    }
+  }
+
+  const TemporaryFolder& folder_;
+  std::minstd_rand random_{12345};
+  std::int64_t step_ = -1;
+  std::vector<std::pair<std::int64_t, double>> lines_, seen_;
+};
+
+/// The losses of one run that nobody disturbs, by step, up to `last` at least.
+std::map<std::int64_t, double> undisturbed_losses(const TemporaryFolder& folder,
+                                                  std::int64_t last) {
+  const Program whole(folder, joined(joined(kTraining, kLong), {"--out", "whole"}));
+  while (losses(folder, "whole").size() < static_cast<std::size_t>(last)) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  }
+  whole.kill();
+  whole.wait();
+  const auto all = losses(folder, "whole");
+  return {all.begin(), all.end()};
+}
+
 // Gates are operated on at every seventh step, so that many of the checkpoints come right after it.
 TEST(Reliability, KilledRunsGoOnAsIfTheyHadNotBeen) {
   const char* wanted = std::getenv("PROTEUS_KILLS");
   const int kills = wanted ? std::atoi(wanted) : 8;
   const TemporaryFolder folder;
   folder.write("text", testing::some_text(4000));
-  std::minstd_rand random(12345);
-  const auto up_to = [&](int n) { return static_cast<int>(random() % static_cast<unsigned>(n)); };
-  const Args save = {"--checkpoint-every", "2", "--keep", "2", "--out", "run"};
-  std::int64_t step = -1;  // of the newest checkpoint
-  int lost = 0;
-  for (int i = 0; i < kills; ++i) {
-    const Args start =
-        step < 0 ? joined(kTraining, kLong)
-                 : Args{"train",     "--resume", "--checkpoint", "run/checkpoint", "--quiet",
-                        "--threads", "1"};
-    const Program program(folder, joined(start, save));
-    // Mostly while it trains and saves, sometimes while it starts or loads.
-    if (up_to(8) != 0) wait_for_growth(folder.file("run/metrics.jsonl"), 2000);
-    std::this_thread::sleep_for(std::chrono::microseconds(up_to(30000)));
-    program.kill();
-    const Outcome o = program.wait();
-    ASSERT_EQ(o.code, 128 + SIGKILL) << o.err;
-    if (step < 0 && !fs::exists(folder.file("run/checkpoint"))) continue;
-    try {
-      const Checkpoint c = load_checkpoint(folder.file("run/checkpoint"));
-      const std::int64_t now = parse_trainer_state(c.state, "run").step;
-      EXPECT_GE(now, step) << "kill " << i;
-      step = now;
-    } catch (const Error& error) {
-      ADD_FAILURE() << "kill " << i << ": " << error.what();
-      ++lost;
-    }
+  KilledRun run(folder);
+  for (int i = 0; i < kills && !HasFatalFailure(); ++i) run.kill_once();
+  ASSERT_GT(run.step(), 0);
+  std::int64_t last = 0;
+  for (const auto& [step, loss] : run.seen()) last = std::max(last, step);
+  const auto expected = undisturbed_losses(folder, last);
+  std::int64_t equal = 0;
+  for (const auto& [step, loss] : run.seen()) {
+    EXPECT_EQ(loss, expected.at(step)) << "step " << step;
+    equal += loss == expected.at(step) ? 1 : 0;
   }
-  ASSERT_GT(step, 0);
-  // One run that nobody disturbs has the same losses, bit for bit.
-  const Program whole(folder, joined(joined(kTraining, kLong), {"--out", "whole"}));
-  const auto reached = losses(folder, "run");
-  const std::int64_t last = std::min(step, reached.rbegin()->first);
-  while (losses(folder, "whole").size() < static_cast<std::size_t>(last)) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(50));
-  }
-  whole.kill();
-  whole.wait();
-  const auto expected = losses(folder, "whole");
-  std::int64_t compared = 0;
-  for (const auto& [s, loss] : reached) {
-    if (s > last) break;
-    EXPECT_EQ(loss, expected.at(s)) << "step " << s;
-    ++compared;
-  }
-  std::printf("%d kills, %d checkpoints lost, step %lld reached, %lld losses compared\n", kills,
-              lost, static_cast<long long>(step), static_cast<long long>(compared));
+  std::printf(
+      "%d kills, %d of them while a checkpoint was written, %d between its renames: %d checkpoints "
+      "lost; step %lld reached; %lld of %zu losses as in an undisturbed run, bit for bit\n",
+      kills, run.saving, run.renaming, run.lost, static_cast<long long>(run.step()),
+      static_cast<long long>(equal), run.seen().size());
 }
 
 // A checkpoint whose hashes are right and whose numbers are not.
