@@ -128,6 +128,35 @@ TEST(Bpe, RefusesWhatItDoesNotDo) {
   }
 }
 
+// Ids that are not those of the vocab, or stand for other bytes than the tokens they are made of,
+// would turn a text into another one.
+TEST(Bpe, RefusesSpecialTokensThatStandForOtherBytes) {
+  const Json good = Json::parse(read("tokenizer.json"));
+  const auto says = [&](const Json& added, const Json& vocab, const std::string& expected) {
+    Json bad = good;
+    bad["added_tokens"] = added;
+    bad["model"]["vocab"].update(vocab);
+    EXPECT_EQ(message_of<FileError>([&] { Bpe::from_tokenizer_json(bad.dump(), "t.json"); }),
+              "t.json: " + expected);
+  };
+  const Json& vocab = good["model"]["vocab"];
+  // All ids occur once, that of the byte is one behind them.
+  says({{{"content", "a"}, {"id", vocab["a"]}}}, {{"a", vocab.size()}},
+       "added_tokens: 'a' has id " + vocab["a"].dump() + ", the vocab says " +
+           std::to_string(vocab.size()));
+  says({{{"content", "Ġ"}, {"id", vocab["Ġ"]}}}, Json::object(),
+       "added_tokens: 'Ġ' stands for other bytes in the vocab");
+  says({{{"content", "Ġt"}, {"id", vocab["Ġt"]}}}, Json::object(),
+       "added_tokens: 'Ġt' stands for other bytes in the vocab");
+  Json merged = good;
+  merged["added_tokens"] = {{{"content", "日"}, {"id", 700}}, {{"content", "日a"}, {"id", 701}}};
+  merged["model"]["vocab"].update(Json{{"日", 700}, {"日a", 701}});
+  merged["model"]["merges"].push_back("日 a");
+  const std::string message =
+      message_of<FileError>([&] { Bpe::from_tokenizer_json(merged.dump(), "t.json"); });
+  EXPECT_TRUE(message.ends_with("is not written in characters of bytes")) << message;
+}
+
 TEST(Tokenizer, OfBpeIsFoundByPath) {
   const Tokenizer from_folder = Tokenizer::from_path(PROTEUS_FIXTURES "/bpe");
   const Tokenizer from_file = Tokenizer::from_path(fixture("tokenizer.json"));

@@ -86,6 +86,25 @@ std::map<std::string, std::int64_t> read_vocab(const Json& json, const std::stri
   return vocab;
 }
 
+// Special tokens stand for themselves, tokens of a vocab for the bytes they are written for: one
+// that is both must mean the same, or a text would come back as another.
+void check_specials(const std::map<std::string, std::int64_t>& vocab,
+                    const std::map<std::string, std::int64_t>& specials,
+                    const std::string& source) {
+  for (const auto& [text, id] : specials) {
+    const auto it = vocab.find(text);
+    if (it == vocab.end()) continue;
+    if (it->second != id) {
+      fail(source,
+           fmt::format("added_tokens: '{}' has id {}, the vocab says {}", text, id, it->second));
+    }
+    std::string bytes;
+    if (read_written(text, bytes) && bytes != text) {
+      fail(source, fmt::format("added_tokens: '{}' stands for other bytes in the vocab", text));
+    }
+  }
+}
+
 std::pair<std::string, std::string> split_merge(std::string_view line, const std::string& source) {
   const std::size_t blank = line.find(' ');
   if (blank == 0 || blank == std::string_view::npos || blank + 1 == line.size() ||
@@ -128,6 +147,7 @@ void check_kind(const Json& json, const std::string& source) {
 Bpe::Bpe(const std::map<std::string, std::int64_t>& vocab,
          const std::vector<std::pair<std::string, std::string>>& merges,
          const std::map<std::string, std::int64_t>& specials, const std::string& source) {
+  check_specials(vocab, specials, source);
   std::map<std::string, std::int64_t> all = vocab;
   for (const auto& [text, id] : specials) all[text] = id;
   const auto count = static_cast<std::int64_t>(all.size());
@@ -158,6 +178,9 @@ Bpe::Bpe(const std::map<std::string, std::int64_t>& vocab,
   const auto id_of = [&](const std::string& token) {
     const auto it = vocab.find(token);
     if (it == vocab.end()) fail(source, fmt::format("merges: '{}' is not in the vocab", token));
+    if (std::string bytes; !read_written(token, bytes)) {
+      fail(source, fmt::format("merges: '{}' is not written in characters of bytes", token));
+    }
     return static_cast<std::int32_t>(it->second);
   };
   for (const auto& [left, right] : merges)

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <optional>
 #include <string_view>
 
 #include "tensor/error.h"
@@ -26,6 +27,15 @@ bool accepts(F&& parse) {
   } catch (const ConfigError&) {
     return false;
   }
+}
+
+/// What `parse` makes of the input, or nothing where it refuses it. What comes of it afterwards is
+/// outside: there an error is a finding.
+template <class F>
+auto accepted(F&& parse) {
+  std::optional<decltype(parse())> result;
+  accepts([&] { result.emplace(parse()); });
+  return result;
 }
 
 /// Ends the run as a finding.
