@@ -151,40 +151,6 @@ TEST(Cli, ARunFolderIsNotACheckpointButNamesIts) {
   EXPECT_EQ(run(folder, {"sample", "--checkpoint", "run/dense"}).code, 0);
 }
 
-TEST(Cli, InspectListsFilesAndRefusesDamagedOnes) {
-  const TemporaryFolder folder;
-  folder.write("text", "ünï\nx\n");
-  folder.write("bytes", "\xFF\xFE");
-  const Args data = {"--steps", "2", "--out", "run"};
-  ASSERT_EQ(run(folder, joined(joined({"train"}, kSmall), data)).code, 0);
-  const auto listed = [&](const std::string& path) {
-    const Outcome o = run(folder, {"inspect", path, "--json"});
-    EXPECT_EQ(o.code, 0) << o.err;
-    return nlohmann::json::parse(o.out);
-  };
-  const auto checkpoint = listed("run/checkpoint");
-  EXPECT_EQ(checkpoint.at("kind"), "checkpoint");
-  EXPECT_EQ(checkpoint.at("step"), 2);
-  EXPECT_EQ(checkpoint.at("files").size(), 4u);
-  const auto model = listed("run/checkpoint/model.safetensors");
-  EXPECT_EQ(model.at("tensors").at(0).at("name"), "embedding.weight");
-  EXPECT_EQ(model.at("tensors").at(0).at("dtype"), "F32");
-  EXPECT_EQ(model.at("tensors").at(0).at("shape").at(1), 32);
-  EXPECT_EQ(listed("text").at("characters"), 6);
-  EXPECT_EQ(listed("bytes").at("kind"), "bytes");
-  EXPECT_EQ(run(folder, {"inspect", "run/checkpoint"}).code, 0);
-  EXPECT_EQ(run(folder, {"inspect"}).code, 2);
-  EXPECT_EQ(run(folder, {"inspect", "a", "b"}).code, 2);
-  EXPECT_EQ(run(folder, {"inspect", "nowhere"}).code, 3);
-  fs::resize_file(folder.file("run/checkpoint/model.safetensors"), 1000);
-  for (const char* path : {"run/checkpoint", "run/checkpoint/model.safetensors"}) {
-    const Outcome o = run(folder, {"inspect", path});
-    EXPECT_EQ(o.code, 3) << o.err;
-    EXPECT_EQ(std::count(o.err.begin(), o.err.end(), '\n'), 1) << o.err;
-  }
-  EXPECT_EQ(run(folder, {"sample", "--checkpoint", "run/checkpoint"}).code, 3);
-}
-
 TEST(Cli, EveryLoggedStepHasItsRouting) {
   const TemporaryFolder folder;
   folder.write("text", some_text(4000));

@@ -91,8 +91,21 @@ void check_stamp(const std::string& path, std::string_view contents, const FileS
   }
 }
 
+/// A model alone is enough to be used, not to be trained on.
+void check_complete(const std::string& folder) {
+  for (const char* name : {kState, kOptimizer}) {
+    if (const std::string file = (fs::path(folder) / name).string(); !exists(file)) {
+      throw FileError(fmt::format(
+          "{}: there is no such file, and --resume and edits of gates need it; what is there is "
+          "enough for eval, sample, stream and convert",
+          file));
+    }
+  }
+}
+
 Checkpoint read_folder(const std::string& folder, CheckpointPart part) {
   const auto in = [&](const char* name) { return (fs::path(folder) / name).string(); };
+  if (part == CheckpointPart::all) check_complete(folder);
   const MappedFile manifest_file(in(kManifest));
   if (manifest_file.view().size() > kMaxManifestBytes) {
     throw FileError(fmt::format("{}: expected at most {} bytes, got {}", in(kManifest),
@@ -109,7 +122,8 @@ Checkpoint read_folder(const std::string& folder, CheckpointPart part) {
     check_stamp(in(name), file.contents(), manifest.at(name));
     return all_tensors(file);
   };
-  Checkpoint checkpoint{text(kConfig), text(kState), {}, {}};
+  Checkpoint checkpoint{text(kConfig), {}, {}, {}};
+  if (exists(in(kState))) checkpoint.state = text(kState);
   if (part != CheckpointPart::texts) checkpoint.model = tensors(kModel);
   if (part == CheckpointPart::all) checkpoint.optimizer = tensors(kOptimizer);
   return checkpoint;
@@ -226,6 +240,8 @@ Checkpoint load_checkpoint(const std::string& path, CheckpointPart part) {
         fmt::format("{}; {} is the checkpoint before it", error.what(), numbered(path, 1)));
   }
 }
+
+void check_resumable(const std::string& path) { check_complete(checkpoint_folder(path)); }
 
 CheckpointWriter::~CheckpointWriter() {
   if (thread_.joinable()) thread_.join();

@@ -28,15 +28,21 @@ struct Checkpoint {
 /// OutOfMemory when the disk is full; what was at `path` before can then still be loaded from it.
 void save_checkpoint(const std::string& path, const Checkpoint& checkpoint, std::int64_t keep = 1);
 
-/// How much of a checkpoint is read: the JSON texts, the model too, or all.
+/// How much of a checkpoint is read: the JSON texts, the model too, or all that training goes on
+/// from. Only the last needs state.json (otherwise an empty text where there is none) and
+/// optimizer.safetensors.
 enum class CheckpointPart : std::uint8_t { texts, model, all };
 
-/// Throws FileError when the folder or one of its files is missing, malformed, of another size or
-/// hash than its manifest says, or of a newer version.
+/// Throws FileError when the folder or one of the files it needs is missing, malformed, of another
+/// size or hash than its manifest says, or of a newer version.
 Checkpoint load_checkpoint(const std::string& path, CheckpointPart part = CheckpointPart::all);
 /// The folder that load_checkpoint(path) reads: `path`, or `path`.1 where an interruption came
 /// between the two renames that put a new checkpoint in its place. Throws FileError.
 std::string checkpoint_folder(const std::string& path);
+
+/// Throws FileError naming the file when training cannot go on from a checkpoint because its state
+/// or its moments were left out.
+void check_resumable(const std::string& path);
 
 /// manifest.json: file names with what they are known by. Throws FileError naming `source` on
 /// anything but a manifest of this version with exactly the files of a checkpoint.

@@ -6,6 +6,7 @@
 #include <array>
 #include <cstring>
 #include <filesystem>
+#include <limits>
 
 #include "tensor/error.h"
 #include "train/file_ops.h"
@@ -21,6 +22,20 @@ constexpr std::int32_t kVersion16 = 1;
 constexpr std::int32_t kMagic32 = 20240801;
 constexpr std::int32_t kVersion32 = 7;
 constexpr std::int64_t kMost16 = 1 << 16;
+
+template <class Id>
+std::pair<std::uint32_t, std::uint32_t> range_of(const char* ids, std::int64_t n) {
+  if (n == 0) return {0, 0};
+  Id least = std::numeric_limits<Id>::max();
+  Id largest = 0;
+  for (std::int64_t i = 0; i < n; ++i) {
+    Id id = 0;
+    std::memcpy(&id, ids + i * static_cast<std::int64_t>(sizeof id), sizeof id);
+    least = std::min(least, id);
+    largest = std::max(largest, id);
+  }
+  return {least, largest};
+}
 
 std::int32_t word(std::string_view bytes, std::size_t i) {
   std::int32_t value = 0;
@@ -63,6 +78,12 @@ Shard::Shard(const std::string& path)
     : path_(path),
       file_(std::make_shared<const MappedFile>(path)),
       header_(parse_shard(file_->view(), path)) {}
+
+std::pair<std::uint32_t, std::uint32_t> Shard::id_range() const {
+  const char* ids = file_->view().data() + header_.data_at;
+  return header_.wide ? range_of<std::uint32_t>(ids, header_.tokens)
+                      : range_of<std::uint16_t>(ids, header_.tokens);
+}
 
 void Shard::copy(std::int64_t first, std::int64_t n, std::int64_t vocab, std::int32_t* out) const {
   const char* ids = file_->view().data() + header_.data_at;

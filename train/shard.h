@@ -7,6 +7,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "train/mapped_file.h"
@@ -30,6 +31,10 @@ class Shard {
   const std::string& path() const { return path_; }
   std::int64_t tokens() const { return header_.tokens; }
   int bytes_per_id() const { return header_.wide ? 4 : 2; }
+  /// Whether the file says what it is, as those of llm.c do; those of nanoGPT are ids alone.
+  bool has_header() const { return header_.data_at > 0; }
+  /// The smallest and the largest id; {0, 0} of none.
+  std::pair<std::uint32_t, std::uint32_t> id_range() const;
   /// ids[first, first + n) to `out`. Throws FileError naming the token when an id is not in
   /// [0, vocab).
   void copy(std::int64_t first, std::int64_t n, std::int64_t vocab, std::int32_t* out) const;

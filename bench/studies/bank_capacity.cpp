@@ -27,7 +27,7 @@ constexpr std::int64_t kRows = 8;        // sequences at a time
 
 double accuracy(Device device, std::int64_t length, const std::string& path, std::int64_t slots,
                 std::int64_t pairs) {
-  const Checkpoint checkpoint = load_checkpoint(path);
+  const Checkpoint checkpoint = load_checkpoint(path, CheckpointPart::model);
   SavedModel saved = parse_model_json(checkpoint.config, path);
   saved.options.aspa.bank_slots = slots;
   saved.options.recall.pairs = pairs;

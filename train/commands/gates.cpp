@@ -106,7 +106,8 @@ double logit_change(const Tensor& before, const Tensor& after) {
 int run_gates(const Options& options) {
   const GatesOptions& o = options.gates;
   const std::string& path = options.checkpoint.checkpoint;
-  const Checkpoint saved = load_checkpoint(path);
+  const Checkpoint saved =
+      load_checkpoint(path, o.edit.empty() ? CheckpointPart::model : CheckpointPart::all);
   const SavedModel about = parse_model_json(saved.config, path);
   const auto model = saved_model(about, saved.model, path);
   const auto parts = parts_of(*model, o);

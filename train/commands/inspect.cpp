@@ -1,5 +1,5 @@
-// proteus inspect: what a checkpoint, a tensor file or a text holds. Headers are read and bytes are
-// hashed; no tensor is loaded.
+// proteus inspect: what a checkpoint, a tensor file, token ids, a tokenizer or a text hold. Headers
+// are read and bytes are hashed; no tensor is loaded.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -15,6 +15,8 @@
 #include "train/npy.h"
 #include "train/report.h"
 #include "train/safetensors.h"
+#include "train/shard.h"
+#include "train/tokenizer.h"
 #include "train/trainer.h"
 #include "train/utf8.h"
 
@@ -65,6 +67,31 @@ ordered_json inspect_npy(const std::string& path, std::string_view contents) {
   return json;
 }
 
+ordered_json inspect_shard(const std::string& path, std::string_view contents) {
+  const Shard shard(path);
+  ordered_json json = file_json(path, contents, "token ids");
+  json["format"] = shard.has_header() ? "llm.c" : "nanoGPT";
+  json["dtype"] = shard.bytes_per_id() == 4 ? "u32" : "u16";
+  json["tokens"] = shard.tokens();
+  const auto [least, largest] = shard.id_range();
+  json["smallest_id"] = shard.tokens() > 0 ? ordered_json(least) : ordered_json(nullptr);
+  json["largest_id"] = shard.tokens() > 0 ? ordered_json(largest) : ordered_json(nullptr);
+  return json;
+}
+
+ordered_json inspect_tokenizer(const std::string& path, std::string_view contents,
+                               const Tokenizer& tokenizer) {
+  ordered_json json = file_json(path, contents, "tokenizer");
+  json["tokenizer"] = name_of(tokenizer.kind());
+  json["vocab"] = tokenizer.vocab();
+  int longest = 0;
+  for (std::int64_t id = 0; id < tokenizer.vocab(); ++id) {
+    longest = std::max(longest, tokenizer.byte_length(static_cast<std::int32_t>(id)));
+  }
+  json["longest_token_bytes"] = longest;
+  return json;
+}
+
 ordered_json inspect_data(const std::string& path, std::string_view contents) {
   std::int64_t characters = 0;
   std::size_t at = 0;
@@ -81,12 +108,54 @@ ordered_json inspect_data(const std::string& path, std::string_view contents) {
   return json;
 }
 
-/// By what it begins with; a name that ends in .safetensors must be one.
+/// By what it begins with; a name that ends in .safetensors or .bin, tokenizer.json and vocab.json
+/// (with merges.txt beside it) must be what the name says.
 ordered_json inspect_file(const std::string& path) {
   if (path.ends_with(".safetensors")) return inspect_safetensors(path);
   const MappedFile file(path);
   if (is_npy(file.view())) return inspect_npy(path, file.view());
+  if (path.ends_with(".bin")) return inspect_shard(path, file.view());
+  const fs::path name = fs::path(path).filename();
+  if (name == "tokenizer.json") {
+    return inspect_tokenizer(path, file.view(), Tokenizer::from_json(file.view(), path));
+  }
+  std::error_code error;
+  const fs::path merges = fs::path(path).replace_filename("merges.txt");
+  if (name == "vocab.json" && fs::exists(merges, error)) {
+    const MappedFile pairs(merges.string());
+    return inspect_tokenizer(
+        path, file.view(),
+        Tokenizer::of(Bpe::from_vocab_and_merges(file.view(), pairs.view(), path)));
+  }
   return inspect_data(path, file.view());
+}
+
+/// Whether a folder holds token ids or a tokenizer and is no checkpoint.
+bool is_data_folder(const std::string& path) {
+  const auto has = [&](const char* name) {
+    std::error_code error;
+    return fs::exists(fs::path(path) / name, error);
+  };
+  std::error_code error;
+  if (!fs::is_directory(path, error) || has("config.json")) return false;
+  const auto entries = fs::directory_iterator(path, error);
+  return has("tokenizer.json") || has("vocab.json") ||
+         std::any_of(fs::begin(entries), fs::end(entries),
+                     [](const auto& entry) { return entry.path().extension() == ".bin"; });
+}
+
+ordered_json inspect_data_folder(const std::string& path) {
+  std::vector<std::string> names;
+  for (const auto& entry : fs::directory_iterator(path)) {
+    const fs::path& file = entry.path();
+    const bool known = file.extension() == ".bin" || file.filename() == "tokenizer.json" ||
+                       file.filename() == "vocab.json";
+    if (known) names.push_back(file.string());
+  }
+  std::sort(names.begin(), names.end());
+  ordered_json json{{"path", path}, {"kind", "data"}, {"files", ordered_json::array()}};
+  for (const std::string& name : names) json["files"].push_back(inspect_file(name));
+  return json;
 }
 
 ordered_json inspect_checkpoint(const std::string& path) {
@@ -94,15 +163,29 @@ ordered_json inspect_checkpoint(const std::string& path) {
   // Whatever is damaged is told by this, which checks sizes and hashes.
   const Checkpoint texts = load_checkpoint(path, CheckpointPart::texts);
   const SavedModel saved = parse_model_json(texts.config, folder);
-  const TrainerState state = parse_trainer_state(texts.state, folder);
-  ordered_json json{{"path", folder},          {"kind", "checkpoint"}, {"model", saved.arm},
-                    {"vocab", saved.vocab},    {"seed", saved.seed},   {"step", state.step},
-                    {"batches", state.batches}};
+  ordered_json json{{"path", folder},
+                    {"kind", "checkpoint"},
+                    {"model", saved.arm},
+                    {"vocab", saved.vocab},
+                    {"seed", saved.seed}};
+  json["step"] = nullptr;
+  json["batches"] = nullptr;
+  if (!texts.state.empty()) {
+    const TrainerState state = parse_trainer_state(texts.state, folder);
+    json["step"] = state.step;
+    json["batches"] = state.batches;
+  }
   json["files"] = ordered_json::array();
   const std::string manifest = (fs::path(folder) / "manifest.json").string();
   const auto stamps = parse_manifest(std::string(MappedFile(manifest).view()), manifest);
   for (const auto& [name, stamp] : stamps) {
-    ordered_json file = inspect_file((fs::path(folder) / name).string());
+    const std::string here = (fs::path(folder) / name).string();
+    const bool needed = name != "state.json" && name != "optimizer.safetensors";
+    if (std::error_code error; !needed && !fs::exists(here, error)) {
+      json["files"].push_back({{"path", here}, {"kind", "absent"}});
+      continue;
+    }
+    const ordered_json file = inspect_file(here);
     if (file["bytes"] != stamp.bytes || file["xxh3"] != stamp.hash) {
       throw FileError(fmt::format("{}: damaged: it is not what manifest.json says",
                                   file["path"].get<std::string>()));
@@ -115,12 +198,21 @@ ordered_json inspect_checkpoint(const std::string& path) {
 std::string shape_text(const ordered_json& shape) { return shape.dump(); }
 
 void print_file(const ordered_json& file) {
+  if (file["kind"] == "absent") {
+    fmt::print("{}: not there; --resume and edits of gates need it\n",
+               file["path"].get<std::string>());
+    return;
+  }
   fmt::print("{}: {}, {} bytes, xxh3 {}\n", file["path"].get<std::string>(),
              file["kind"].get<std::string>(), file["bytes"].get<std::uint64_t>(),
              file["xxh3"].get<std::string>());
-  for (const char* key : {"dtype", "shape", "order", "lines", "characters"}) {
+  for (const char* key :
+       {"format", "dtype", "shape", "order", "lines", "characters", "tokens", "smallest_id",
+        "largest_id", "tokenizer", "vocab", "longest_token_bytes"}) {
     if (!file.contains(key) || file[key].is_null()) continue;
-    fmt::print("  {}: {}\n", key,
+    std::string words = key;
+    std::replace(words.begin(), words.end(), '_', ' ');
+    fmt::print("  {}: {}\n", words,
                file[key].is_string() ? file[key].get<std::string>() : file[key].dump());
   }
   if (!file.contains("tensors")) return;
@@ -142,7 +234,9 @@ int run_inspect(const Options& options) {
   const std::string& path = options.output.path;
   std::error_code error;
   const bool file = fs::exists(path, error) && !fs::is_directory(path, error);
-  const ordered_json json = file ? inspect_file(path) : inspect_checkpoint(path);
+  const ordered_json json = file                   ? inspect_file(path)
+                            : is_data_folder(path) ? inspect_data_folder(path)
+                                                   : inspect_checkpoint(path);
   if (options.output.json) {
     fmt::print("{}\n", json_text(json));
     return 0;
@@ -151,10 +245,13 @@ int run_inspect(const Options& options) {
     print_file(json);
     return 0;
   }
-  fmt::print("{}: checkpoint of {}, step {}, vocabulary {}, seed {}; sizes and hashes are right\n",
-             json["path"].get<std::string>(), json["model"].get<std::string>(),
-             json["step"].get<std::int64_t>(), json["vocab"].get<std::int64_t>(),
-             json["seed"].get<std::uint64_t>());
+  if (json["kind"] == "checkpoint") {
+    fmt::print(
+        "{}: checkpoint of {}, step {}, vocabulary {}, seed {}; sizes and hashes are right\n",
+        json["path"].get<std::string>(), json["model"].get<std::string>(),
+        json["step"].is_null() ? "unknown" : json["step"].dump(), json["vocab"].get<std::int64_t>(),
+        json["seed"].get<std::uint64_t>());
+  }
   for (const auto& part : json["files"]) print_file(part);
   return 0;
 }

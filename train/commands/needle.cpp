@@ -98,7 +98,7 @@ void evaluate_arm(const std::string& name, Transformer& model, const NeedleTask&
 
 /// A model that an earlier run left in `folder`.
 std::unique_ptr<Transformer> trained_model(const std::string& folder, const Options& options) {
-  const Checkpoint checkpoint = load_checkpoint(folder);
+  const Checkpoint checkpoint = load_checkpoint(folder, CheckpointPart::model);
   const SavedModel saved = parse_model_json(checkpoint.config, folder);
   if (saved.vocab != options.recall.vocab) {
     throw ConfigError(fmt::format("--vocab: expected {}, as in {}, got {}", saved.vocab, folder,

@@ -19,6 +19,7 @@ int run_train(const Options& given) {
     const std::string path = options.checkpoint.checkpoint.empty()
                                  ? options.common.out + "/checkpoint"
                                  : options.checkpoint.checkpoint;
+    check_resumable(path);
     const SavedModel saved =
         parse_model_json(load_checkpoint(path, CheckpointPart::texts).config, path);
     Options start = saved.options;
