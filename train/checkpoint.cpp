@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <array>
-#include <chrono>
 #include <cstring>
 #include <filesystem>
 #include <map>
@@ -129,23 +128,33 @@ Checkpoint read_folder(const std::string& folder, CheckpointPart part) {
   return checkpoint;
 }
 
-/// The same tensors with values of their own on the CPU. Copied by all threads: training waits.
-NamedTensors copy_of(const NamedTensors& tensors) {
+/// Memory for values like a tensor's on the CPU: what was there, if it fits.
+Tensor room_for(const Tensor& tensor, const NamedTensors& before, std::size_t i) {
+  if (i < before.size()) {
+    const Tensor& old = before[i].second;
+    if (old.shape() == tensor.shape() && old.dtype() == tensor.dtype()) return old;
+  }
+  return Tensor::empty(tensor.shape(), tensor.dtype());
+}
+
+/// Makes `copies` the same tensors with values of their own on the CPU. Copied by all threads:
+/// training waits.
+void copy_to(NamedTensors& copies, const NamedTensors& tensors) {
   constexpr std::int64_t kPiece = std::int64_t{1} << 18;  // bytes
   struct Piece {
     char* to;
     const char* from;
     std::size_t bytes;
   };
-  NamedTensors copies;
+  NamedTensors fresh;
   std::vector<Piece> pieces;
   for (const auto& [name, tensor] : tensors) {
+    const Tensor copy = room_for(tensor, copies, fresh.size());
+    fresh.emplace_back(name, copy);
     if (tensor.device() != kCpu || !tensor.is_contiguous()) {
-      copies.emplace_back(name, tensor.device() == kCpu ? tensor.clone() : tensor.to(kCpu));
+      copy.copy_(tensor);
       continue;
     }
-    const Tensor copy = Tensor::empty(tensor.shape(), tensor.dtype());
-    copies.emplace_back(name, copy);
     for (std::int64_t at = 0; at < tensor.bytes(); at += kPiece) {
       pieces.push_back({static_cast<char*>(copy.raw()) + at,
                         static_cast<const char*>(tensor.raw()) + at,
@@ -158,7 +167,7 @@ NamedTensors copy_of(const NamedTensors& tensors) {
       std::memcpy(p.to, p.from, p.bytes);
     }
   });
-  return copies;
+  copies = std::move(fresh);
 }
 
 }  // namespace
@@ -247,21 +256,25 @@ CheckpointWriter::~CheckpointWriter() {
   if (thread_.joinable()) thread_.join();
 }
 
-double CheckpointWriter::save(const Checkpoint& checkpoint) {
-  const auto begin = std::chrono::steady_clock::now();
+void CheckpointWriter::prepare(const NamedTensors& model, const NamedTensors& optimizer) {
   finish();
-  Checkpoint copy{checkpoint.config, checkpoint.state, copy_of(checkpoint.model),
-                  copy_of(checkpoint.optimizer)};
+  copy_to(copy_.model, model);
+  copy_to(copy_.optimizer, optimizer);
+}
+
+void CheckpointWriter::save(const Checkpoint& checkpoint) {
+  prepare(checkpoint.model, checkpoint.optimizer);
+  copy_.config = checkpoint.config;
+  copy_.state = checkpoint.state;
   done_ = false;
-  thread_ = std::thread([this, copy = std::move(copy)] {
+  thread_ = std::thread([this] {
     try {
-      save_checkpoint(path_, copy, keep_);
+      save_checkpoint(path_, copy_, keep_);
     } catch (...) {
       error_ = std::current_exception();
     }
     done_ = true;
   });
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
 void CheckpointWriter::check() {

@@ -48,7 +48,7 @@ void check_resumable(const std::string& path);
 /// anything but a manifest of this version with exactly the files of a checkpoint.
 std::map<std::string, FileStamp> parse_manifest(const std::string& text, const std::string& source);
 
-/// Saves checkpoints in a thread of its own, from copies of the tensors.
+/// Saves checkpoints in a thread of its own, from copies of the tensors, whose memory it keeps.
 class CheckpointWriter {
  public:
   CheckpointWriter(std::string path, std::int64_t keep) : path_(std::move(path)), keep_(keep) {}
@@ -57,9 +57,12 @@ class CheckpointWriter {
   CheckpointWriter(const CheckpointWriter&) = delete;
   CheckpointWriter& operator=(const CheckpointWriter&) = delete;
 
+  /// Takes the memory of the copies and touches it: memory that is touched for the first time costs
+  /// several times the copying, and the first save would hold training up as much longer.
+  void prepare(const NamedTensors& model, const NamedTensors& optimizer);
   /// Copies the tensors, then writes while the caller goes on and changes them. Waits first for the
-  /// save before, and throws what that one met. Returns the seconds that the caller was held up.
-  double save(const Checkpoint& checkpoint);
+  /// save before, and throws what that one met.
+  void save(const Checkpoint& checkpoint);
   /// Whether the last save is still being written.
   bool busy() const { return thread_.joinable() && !done_; }
   /// Throws what the last save met, if it is over; does not wait.
@@ -70,6 +73,7 @@ class CheckpointWriter {
  private:
   std::string path_;
   std::int64_t keep_;
+  Checkpoint copy_;  // the thread's while it writes
   std::thread thread_;
   std::atomic<bool> done_ = false;
   std::exception_ptr error_;

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <nlohmann/json.hpp>
@@ -41,15 +42,18 @@ struct Session {
   std::int64_t interval_steps = 0;
   RoutingLog routing_log;
   std::unique_ptr<CheckpointWriter> writer = {};  // none where no checkpoint is written
+  std::string about_model = {};                   // the config.json of every checkpoint
   bool save_due = false;
 
   void save() {
     if (!writer) return;
-    const SavedModel saved{options, std::string(arm.name), task.vocab, config.seed, task.tokenizer};
-    const double stall = writer->save({model_json(saved), trainer.state_json(),
-                                       module_tensors(model), trainer.optimizer_tensors()});
+    using Clock = std::chrono::steady_clock;
+    const auto begin = Clock::now();
+    writer->save(
+        {about_model, trainer.state_json(), module_tensors(model), trainer.optimizer_tensors()});
+    const std::chrono::duration<double, std::milli> stall = Clock::now() - begin;
     ordered_json json = line();
-    json["checkpoint_stall_ms"] = stall * 1e3;
+    json["checkpoint_stall_ms"] = stall.count();
     folder.log(json);
   }
 
@@ -274,6 +278,11 @@ RunResult run_session(const Options& options, const Arm& arm, const Task& task,
                   progress, device.type, {},   0,      0,      {}};
   if (!config.checkpoint.empty()) {
     session.writer = std::make_unique<CheckpointWriter>(config.checkpoint, options.training.keep);
+    session.about_model =
+        model_json({options, std::string(arm.name), task.vocab, config.seed, task.tokenizer});
+    if (options.training.checkpoint_every > 0) {
+      session.writer->prepare(module_tensors(*model), trainer.optimizer_tensors());
+    }
   }
   RunResult& result = session.result;
   result.name = arm.name;
