@@ -8,6 +8,7 @@
 
 #include "tests/program.h"
 #include "tests/temporary_folder.h"
+#include "train/checkpoint.h"
 #include "train/shard.h"
 
 namespace proteus {
@@ -164,6 +165,34 @@ TEST(ModelAlone, IsEnoughForAllButTraining) {
   fs::remove(folder.file("aspa/checkpoint/model.safetensors"));
   EXPECT_EQ(run(folder, {"sample", "--checkpoint", "aspa/checkpoint"}).code, 3);
   EXPECT_EQ(run(folder, {"inspect", "aspa/checkpoint"}).code, 3);
+}
+
+// A checkpoint whose hashes are right and whose tokenizer has more ids than its model.
+TEST(Vocabularies, ThatDoNotFitAreFileErrors) {
+  const TemporaryFolder folder;
+  folder.write("text", some_text(4000));
+  const Args train = joined(joined({"train"}, kSmall), {"--data", "text", "--steps", "1"});
+  ASSERT_EQ(run(folder, joined(train, {"--out", "run"})).code, 0);
+  const std::string path = folder.file("run/checkpoint");
+  Checkpoint saved = load_checkpoint(path);
+  auto config = nlohmann::json::parse(saved.config);
+  config["tokenizer"] = {{"kind", "byte"}};
+  saved.config = config.dump();
+  save_checkpoint(path, saved);
+  for (const Args& args :
+       {Args{"sample", "--out", "s"}, Args{"eval", "--data", "text", "--out", "e"},
+        Args{"convert", "--save", "c"}}) {
+    const Outcome o = run(folder, joined(args, {"--checkpoint", "run/checkpoint"}));
+    EXPECT_EQ(o.code, 3) << args[0] << ": " << o.err;
+    EXPECT_NE(o.err.find("expected a vocabulary of at least 256"), std::string::npos) << o.err;
+  }
+  // Ids of another tokenizer than the one beside them.
+  ASSERT_EQ(run(folder, {"data", "--data", "text", "--out", "ids", "--quiet"}).code, 0);
+  write_shard(folder.file("ids/train_000000.bin"), std::vector<std::int32_t>(4000, 999), 1000);
+  const Outcome o = run(
+      folder, joined(joined({"train"}, kSmall), {"--data", "ids", "--steps", "1", "--out", "bad"}));
+  EXPECT_EQ(o.code, 3) << o.err;
+  EXPECT_NE(o.err.find("is id 999, expected one in [0, "), std::string::npos) << o.err;
 }
 
 }  // namespace

@@ -1,11 +1,15 @@
 // Checkpoints on a disk that fails, fills up, loses power or has been tampered with: what was there
 // before stays loadable, and what is damaged is a FileError.
 #include <fcntl.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <malloc.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
+#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -18,6 +22,32 @@
 #include "train/gates.h"
 #include "train/models.h"
 #include "train/trainer.h"
+
+namespace {
+
+// What operator new has given and not got back, and the most that it was since it was asked last.
+// Tensors have memory of their own, which memory_stats() counts.
+std::atomic<std::int64_t> heap_live = 0, heap_peak = 0;
+
+void count_heap(std::int64_t bytes) {
+  const std::int64_t now = heap_live += bytes;
+  for (std::int64_t most = heap_peak; now > most && !heap_peak.compare_exchange_weak(most, now);) {
+  }
+}
+
+}  // namespace
+
+void* operator new(std::size_t bytes) {
+  void* p = std::malloc(bytes);
+  if (!p) throw std::bad_alloc();
+  count_heap(static_cast<std::int64_t>(::malloc_usable_size(p)));
+  return p;
+}
+void operator delete(void* p) noexcept {
+  if (p) count_heap(-static_cast<std::int64_t>(::malloc_usable_size(p)));
+  std::free(p);
+}
+void operator delete(void* p, std::size_t) noexcept { operator delete(p); }
 
 namespace proteus {
 namespace {
@@ -201,26 +231,71 @@ TEST(CheckpointFolder, EveryFlippedBitIsAFileError) {
   EXPECT_EQ(number_at(path), 1);
 }
 
+/// The most memory that `fn` takes, of tensors and of everything else.
+template <class F>
+std::int64_t memory_of(F&& fn) {
+  reset_peak_memory(DeviceType::cpu);
+  const std::int64_t tensors = memory_stats(DeviceType::cpu).live_bytes;
+  const std::int64_t heap = heap_live;
+  heap_peak = heap;
+  fn();
+  return memory_stats(DeviceType::cpu).peak_bytes - tensors + (heap_peak - heap);
+}
+
+// Files of sizes as they occur: what is read of a damaged checkpoint takes no more memory than
+// twice the file that it is in, and messages.
+TEST(CheckpointFolder, DamagedFilesTakeAtMostTwiceTheirSize) {
+  constexpr std::int64_t kMessages = 16384;
+  const TemporaryFolder folder;
+  const std::string path = folder.file("c");
+  Checkpoint c = sample(1);
+  c.model.emplace_back("large", Tensor::zeros({64, 256}));
+  c.optimizer.emplace_back("m.large", Tensor::zeros({64, 256}));
+  save_checkpoint(path, c);
+  const auto all = static_cast<std::int64_t>(fs::file_size(path + "/model.safetensors"));
+  const auto refused = [&](const std::string& what) {
+    const std::int64_t bytes =
+        memory_of([&] { EXPECT_THROW(load_checkpoint(path), FileError) << what; });
+    EXPECT_LE(bytes, 2 * all + kMessages) << what;
+  };
+  for (const char* name : kNames) {
+    const std::string file = path + "/" + name;
+    const std::string whole = folder.read(std::string("c/") + name);
+    const std::size_t header = std::min<std::size_t>(whole.size(), 8 + whole.find("}}"));
+    for_each_flip(file, 8 * std::min(header, whole.size()),
+                  [&](std::size_t bit) { refused(fmt::format("{} bit {}", name, bit)); });
+    // Every byte of what is parsed, and some of the data behind it.
+    for (std::size_t n = whole.size() - 1; n-- > 0; n -= n > header + 997 ? 997 : 0) {
+      fs::resize_file(file, n);
+      refused(fmt::format("{} cut to {}", name, n));
+    }
+    folder.write(std::string("c/") + name, whole);
+  }
+  EXPECT_NO_THROW(load_checkpoint(path));
+}
+
 // The header's parser alone, without the hash in front of it: taken or refused, and small.
 TEST(CheckpointFolder, HeadersWithFlippedBitsStaySmall) {
   const TemporaryFolder folder;
   const std::string path = folder.file("t");
-  write_safetensors(path, sample(1).model);
+  NamedTensors written = sample(1).model;
+  written.emplace_back("large", Tensor::zeros({64, 256}));
+  write_safetensors(path, written);
   const auto bytes = static_cast<std::int64_t>(fs::file_size(path));
-  const std::int64_t before = memory_stats(DeviceType::cpu).live_bytes;
-  reset_peak_memory(DeviceType::cpu);
   int taken = 0;
   const std::size_t header_bits = 8 * folder.read("t").find("}}");
   for_each_flip(path, header_bits, [&](std::size_t bit) {
-    try {
-      const NamedTensors tensors = read_safetensors(path);
-      EXPECT_EQ(tensors.size(), 2u) << bit;
-      ++taken;
-    } catch (const FileError&) {
-    }
+    const std::int64_t took = memory_of([&] {
+      try {
+        const NamedTensors tensors = read_safetensors(path);
+        EXPECT_EQ(tensors.size(), 3u) << bit;
+        ++taken;
+      } catch (const FileError&) {
+      }
+    });
+    EXPECT_LE(took, 2 * bytes) << bit;
   });
   EXPECT_GT(taken, 0) << "another name, another type of the same size";
-  EXPECT_LE(memory_stats(DeviceType::cpu).peak_bytes - before, 2 * bytes);
 }
 
 // A header of a great many tensors: what it becomes is no larger than twice the file.
@@ -264,6 +339,28 @@ TEST(CheckpointFolder, FromANewerVersion) {
             folder.file("c") +
                 "/manifest.json: expected version 1, got 2; the checkpoint is of a "
                 "newer version of proteus");
+}
+
+TEST(CheckpointFolder, SizesInAManifestAreCounts) {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("c");
+  save_checkpoint(path, sample(1));
+  const auto manifest = nlohmann::json::parse(folder.read("c/manifest.json"));
+  const auto refused = [&](const nlohmann::json& bytes) {
+    auto bad = manifest;
+    bad["files"]["model.safetensors"]["bytes"] = bytes;
+    folder.write("c/manifest.json", bad.dump());
+    return message_of<FileError>([&] { load_checkpoint(path); });
+  };
+  for (const nlohmann::json& bytes :
+       {nlohmann::json(-1), nlohmann::json(1.5), nlohmann::json("9"), nlohmann::json(nullptr)}) {
+    EXPECT_TRUE(refused(bytes).ends_with("model.safetensors: expected its bytes and xxh3"))
+        << bytes;
+  }
+  for (const std::uint64_t bytes : {std::uint64_t{0}, ~std::uint64_t{0}}) {
+    EXPECT_NE(refused(bytes).find("damaged: expected " + std::to_string(bytes) + " bytes"),
+              std::string::npos);
+  }
 }
 
 TEST(CheckpointFolder, LinksAndNamesLeadNowhereElse) {

@@ -78,6 +78,12 @@ TEST(Shard, RefusesFilesThatAreCutOrLie) {
   folder.write("bad.bin", "abc");
   EXPECT_THROW(Shard(folder.file("bad.bin")), FileError);
   EXPECT_THROW(Shard(folder.file("missing.bin")), FileError);
+  for (const char* target : {"/dev/zero", "link.bin", ".", "/nowhere"}) {
+    std::filesystem::remove(folder.file("link.bin"));
+    std::filesystem::create_symlink(target, folder.file("link.bin"));
+    EXPECT_THROW(Shard(folder.file("link.bin")), FileError) << target;
+    EXPECT_THROW(Dataset::from_shards(folder.path(), Tokenizer::bytes()), FileError) << target;
+  }
 }
 
 TEST(Shard, NamesTheIdThatIsNone) {

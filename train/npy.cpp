@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "tensor/error.h"
+#include "train/whole_number.h"
 
 namespace proteus {
 namespace {
@@ -87,16 +88,9 @@ class DictParser {
   }
   std::int64_t number() {
     skip_blanks();
-    const std::size_t begin = at_;
-    std::uint64_t value = 0;
-    while (at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9') {
-      const auto digit = static_cast<std::uint64_t>(text_[at_] - '0');
-      if (value > (kMostBytes - digit) / 10) fail("a size that overflows");
-      value = value * 10 + digit;
-      ++at_;
-    }
-    if (at_ == begin) fail("expected a whole number of at least 0");
-    return static_cast<std::int64_t>(value);
+    const WholeNumber number = parse_whole_number(text_, at_);
+    if (number.fault) fail(number.fault);
+    return static_cast<std::int64_t>(number.value);
   }
   std::vector<std::int64_t> tuple() {
     std::vector<std::int64_t> sizes;

@@ -10,6 +10,7 @@
 #include "tensor/error.h"
 #include "train/safetensors.h"
 #include "train/utf8.h"
+#include "train/whole_number.h"
 
 namespace proteus {
 namespace {
@@ -156,17 +157,9 @@ class HeaderParser {
 
   std::uint64_t number() {
     skip_blanks();
-    const std::size_t begin = at_;
-    std::uint64_t value = 0;
-    while (at_ < text_.size() && text_[at_] >= '0' && text_[at_] <= '9') {
-      const auto digit = static_cast<std::uint64_t>(text_[at_] - '0');
-      if (value > (kMostSize - digit) / 10) fail("a number that overflows");
-      value = value * 10 + digit;
-      ++at_;
-    }
-    if (at_ == begin) fail("expected a whole number of at least 0");
-    if (text_[begin] == '0' && at_ - begin > 1) fail("a number with a leading 0");
-    return value;
+    const WholeNumber number = parse_whole_number(text_, at_);
+    if (number.fault) fail(number.fault);
+    return number.value;
   }
 
   void member() {
