@@ -70,12 +70,10 @@ PROTEUS_HOST_DEVICE inline float log1p_unit(float u) {
 
 PROTEUS_HOST_DEVICE inline double log(double x) { return std::log(x); }
 
-/// Natural logarithm of a positive normal number: x = m · 2^e with m in [√½, √2).
-/// −inf at 0 and below; subnormal numbers count as 0.
-PROTEUS_HOST_DEVICE inline float log(float x) {
-  constexpr float kTiny = 1.17549435e-38f;
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
-  const std::uint32_t up = bits + (0x3f800000u - 0x3f3504f3u);
+/// Natural logarithm of a positive normal number, x = m · 2^e with m in [√½, √2); of anything else,
+/// nothing. For loops that have no other numbers: special cases keep them from being vectorised.
+PROTEUS_HOST_DEVICE inline float log_normal(float x) {
+  const std::uint32_t up = std::bit_cast<std::uint32_t>(x) + (0x3f800000u - 0x3f3504f3u);
   const float e = static_cast<float>(static_cast<std::int32_t>(up >> 23) - 127);
   const float m = std::bit_cast<float>((up & 0x007fffffu) + 0x3f3504f3u);
   const float s = (m - 1.0f) / (m + 1.0f);
@@ -84,9 +82,14 @@ PROTEUS_HOST_DEVICE inline float log(float x) {
   p = p * q + 1.0f / 7;
   p = p * q + 1.0f / 5;
   p = p * q + 1.0f / 3;
-  const float value = e * 0.693359375f + (2.0f * s + (2.0f * s * q * p - e * 2.12194440e-4f));
+  return e * 0.693359375f + (2.0f * s + (2.0f * s * q * p - e * 2.12194440e-4f));
+}
+
+/// The same; −inf at 0 and below, subnormal numbers count as 0.
+PROTEUS_HOST_DEVICE inline float log(float x) {
+  constexpr float kTiny = 1.17549435e-38f;
   const float special = x < kTiny ? -std::numeric_limits<float>::infinity() : x;  // inf, NaN
-  return x >= kTiny && x <= std::numeric_limits<float>::max() ? value : special;
+  return x >= kTiny && x <= std::numeric_limits<float>::max() ? log_normal(x) : special;
 }
 
 /// σ(x) = 1 / (1 + e^−x).

@@ -6,12 +6,12 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <string>
 
 #include "cuda/attention.h"
 #include "cuda/device.h"
 #include "cuda/kernels.h"
+#include "tests/attention_plans.h"
 
 namespace proteus {
 namespace {
@@ -41,39 +41,7 @@ struct Result {
   Tensor out, lse, dq, dk, dv, dkey_bias, dsink;
 };
 
-// Segments of random sizes, some of them empty, on packed rows; ranges only move forward.
-void packed_plan(const Case& c, std::mt19937_64& rng, AttentionPlan& plan, std::int64_t& q_rows,
-                 std::int64_t& k_rows) {
-  const auto upto = [&](std::int64_t n) {
-    return static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(n + 1));
-  };
-  Tensor segments = Tensor::zeros({c.segments, 8}, DType::i64);
-  auto* s = reinterpret_cast<AttentionSegment*>(segments.data<std::int64_t>());
-  std::vector<std::int32_t> lo, hi;
-  for (std::int64_t n = 0; n < c.segments; ++n) {
-    const std::int64_t nq = n % 4 == 3 ? 0 : upto(c.max_queries);
-    const std::int64_t nk = upto(c.max_keys);
-    s[n] = {q_rows, k_rows, q_rows, q_rows, nq, nk, n % c.heads, 0};
-    std::int64_t l = 0;
-    std::int64_t h = 0;
-    for (std::int64_t i = 0; i < nq; ++i) {
-      h = std::min(nk, h + upto(2 * (nk + 1) / (nq + 1) + 1));
-      l = std::min(h, std::max(l, l + upto(3) - 1));
-      lo.push_back(static_cast<std::int32_t>(l));
-      hi.push_back(static_cast<std::int32_t>(h));
-    }
-    q_rows += nq;
-    k_rows += nk;
-  }
-  plan.segments = segments;
-  plan.lo = Tensor::from_data<std::int32_t>(lo, {q_rows});
-  plan.hi = Tensor::from_data<std::int32_t>(hi, {q_rows});
-  plan.slots = q_rows;
-  plan.anchors = c.anchors;
-}
-
 Problem make_problem(const Case& c, std::uint64_t seed, DType dtype) {
-  std::mt19937_64 rng(seed);
   Problem p;
   std::int64_t q_rows = 0;
   std::int64_t k_rows = 0;
@@ -87,7 +55,11 @@ Problem make_problem(const Case& c, std::uint64_t seed, DType dtype) {
     p.plan = ops::causal_plan(1, c.heads, q_rows, k_rows, c.window, c.anchors);
     p.dout = Tensor::randn({q_rows, c.heads, c.D}, {seed, 6}, dtype);
   } else {
-    packed_plan(c, rng, p.plan, q_rows, k_rows);
+    const auto packed =
+        testing::random_plan({c.segments, c.heads, c.max_queries, c.max_keys, c.anchors}, seed);
+    p.plan = packed.plan;
+    q_rows = packed.q_rows;
+    k_rows = packed.k_rows;
     p.q = Tensor::randn({q_rows, 1, c.D}, {seed, 1}, dtype);
     p.k = Tensor::randn({k_rows, 1, c.D}, {seed, 2}, dtype);
     p.v = Tensor::randn({k_rows, 1, c.D}, {seed, 3}, dtype);

@@ -6,17 +6,17 @@
 
 #include <cmath>
 #include <cstring>
-#include <random>
 
 #include "autograd/attention.h"
 #include "autograd/gradcheck.h"
 #include "tensor/error.h"
 #include "tensor/parallel.h"
+#include "tests/attention_plans.h"
 
 namespace proteus {
 namespace {
 
-// A random problem on packed rows: segments of random sizes, ranges that only move forward.
+// A random problem on packed rows.
 struct Case {
   std::int64_t segments = 3;
   std::int64_t D = 8;
@@ -36,42 +36,16 @@ struct Problem {
 };
 
 Problem make_problem(const Case& c, std::uint64_t seed, DType dtype = DType::f64) {
-  std::mt19937_64 rng(seed);
-  const auto upto = [&](std::int64_t n) {
-    return static_cast<std::int64_t>(rng() % static_cast<std::uint64_t>(n + 1));
-  };
+  const auto [plan, q_rows, k_rows] =
+      testing::random_plan({c.segments, c.heads, c.max_queries, c.max_keys, c.anchors}, seed);
   Problem p;
-  Tensor segments = Tensor::zeros({c.segments, 8}, DType::i64);
-  auto* s = reinterpret_cast<AttentionSegment*>(segments.data<std::int64_t>());
-  std::vector<std::int32_t> lo, hi;
-  std::int64_t q_rows = 0;
-  std::int64_t k_rows = 0;
-  for (std::int64_t n = 0; n < c.segments; ++n) {
-    const std::int64_t nq = upto(c.max_queries);
-    const std::int64_t nk = upto(c.max_keys);
-    s[n] = {q_rows, k_rows, q_rows, q_rows, nq, nk, n % c.heads, 0};
-    std::int64_t l = 0;
-    std::int64_t h = 0;
-    for (std::int64_t i = 0; i < nq; ++i) {
-      h = std::min(nk, h + upto(2 * (nk + 1) / (nq + 1) + 1));
-      l = std::min(h, std::max(l, l + upto(3) - 1));
-      lo.push_back(static_cast<std::int32_t>(l));
-      hi.push_back(static_cast<std::int32_t>(h));
-    }
-    q_rows += nq;
-    k_rows += nk;
-  }
+  p.plan = plan;
   p.q = Tensor::randn({q_rows, 1, c.D}, {seed, 1}, dtype);
   p.k = Tensor::randn({k_rows, 1, c.D}, {seed, 2}, dtype);
   p.v = Tensor::randn({k_rows, 1, c.D}, {seed, 3}, dtype);
   const DType accum = dtype == DType::f64 ? DType::f64 : DType::f32;
   if (c.bias) p.key_bias = Tensor::randn({k_rows}, {seed, 4}, accum);
   if (c.sink_scale > 0) p.sink = Tensor::randn({c.heads}, {seed, 5}, accum);
-  p.plan.segments = segments;
-  p.plan.lo = Tensor::from_data<std::int32_t>(lo, {q_rows});
-  p.plan.hi = Tensor::from_data<std::int32_t>(hi, {q_rows});
-  p.plan.slots = q_rows;
-  p.plan.anchors = c.anchors;
   p.options.sink_scale = c.sink_scale;
   p.options.dropout = c.dropout;
   p.options.key = {seed, 99};

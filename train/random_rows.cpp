@@ -3,10 +3,10 @@
 #include "train/random_rows.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 
 #include "tensor/parallel.h"
+#include "tensor/vmath.h"
 
 namespace proteus {
 namespace {
@@ -24,21 +24,6 @@ inline float sin_turns(float x) {
   p = p * q + 1.0f / 120;
   p = p * q - 1.0f / 6;
   return a + a * q * p;
-}
-
-// ln u for normal numbers in (0, 1]: vmath::log without its special cases, which keep this loop
-// from being vectorised.
-inline float log_unit(float u) {
-  const std::uint32_t up = std::bit_cast<std::uint32_t>(u) + (0x3f800000u - 0x3f3504f3u);
-  const float e = static_cast<float>(static_cast<std::int32_t>(up >> 23) - 127);
-  const float m = std::bit_cast<float>((up & 0x007fffffu) + 0x3f3504f3u);
-  const float s = (m - 1.0f) / (m + 1.0f);
-  const float q = s * s;
-  float p = 1.0f / 9;
-  p = p * q + 1.0f / 7;
-  p = p * q + 1.0f / 5;
-  p = p * q + 1.0f / 3;
-  return e * 0.693147181f + 2.0f * (s + s * q * p);
 }
 
 // philox() of kLanes counters that differ in the lower half of `hi`, round by round over all of
@@ -78,7 +63,8 @@ void normal_lanes(const std::uint32_t* a, const std::uint32_t* b, float* cosines
     // everywhere.
     const float u = static_cast<float>(static_cast<std::int32_t>(a[j] >> 1)) * 0x1p-31f + 0x1p-32f;
     const float v = static_cast<float>(static_cast<std::int32_t>(b[j])) * 0x1p-32f;
-    const float square = -2.0f * log_unit(u);  // a rounding below 0 where u rounds to 1 or more
+    const float square =
+        -2.0f * vmath::log_normal(u);  // a rounding below 0 where u rounds to 1 or more
     const float r = std::sqrt(std::max(square, 0.0f));
     const float turn = std::abs(v);
     cosines[j] = r * sin_turns(0.25f - turn);
