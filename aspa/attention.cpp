@@ -36,6 +36,16 @@ double visited_pairs(double alpha, std::int64_t window, std::int64_t anchors, do
   return n > 0 ? pairs * entries / static_cast<double>(n) : entries;
 }
 
+// weight [Hr, C, D], bias [Hr, D] or undefined; x [N, C] → [M, D]: every row its token times the
+// matrix of its head, plus the bias of its head, which is a product with 1.
+Variable head_linear(const Variable& x, const Variable& weight, const Variable& bias,
+                     const PackedRows& rows) {
+  const Variable y = grouped_linear(x, weight, rows);
+  if (!bias.defined()) return y;
+  const Variable one(Tensor::full({x.size(0), 1}, 1, x.dtype(), x.device()));
+  return add(y, grouped_linear(one, reshape(bias, {bias.size(0), 1, bias.size(1)}), rows));
+}
+
 }  // namespace
 
 AspaAttention::AspaAttention(const AspaConfig& config, double output_std, Generator& init,
@@ -48,6 +58,10 @@ AspaAttention::AspaAttention(const AspaConfig& config, double output_std, Genera
     weights_.mu =
         add_parameter("mu", Tensor::full({config.width}, kKeyShiftInit, config.dtype), Decay::no);
   }
+  if (config.bias) {
+    weights_.out_bias =
+        add_parameter("out.bias", Tensor::zeros({config.width}, config.dtype), Decay::no);
+  }
   set_alpha(config.alpha);
 }
 
@@ -57,6 +71,9 @@ void AspaAttention::make_shared(double output_std, Generator& init) {
   weights_.qkv =
       add_parameter("qkv.weight", normal_init({3 * HD, c.width}, init, kInitStd, c.dtype));
   weights_.out = add_parameter("out.weight", normal_init({c.width, HD}, init, output_std, c.dtype));
+  if (c.bias) {
+    weights_.qkv_bias = add_parameter("qkv.bias", Tensor::zeros({3 * HD}, c.dtype), Decay::no);
+  }
   if (c.shared_gate) {
     weights_.shared_gate =
         add_parameter("shared_gate.weight",
@@ -72,6 +89,14 @@ void AspaAttention::make_routed(double output_std, Generator& init) {
   weights_.k = add_parameter("routed.k", normal_init(in, init, kInitStd, c.dtype));
   weights_.v = add_parameter("routed.v", normal_init(in, init, kInitStd, c.dtype));
   weights_.o = add_parameter("routed.o", normal_init(out, init, output_std, c.dtype));
+  if (c.bias) {
+    const auto zeros = [&](const char* name) {
+      return add_parameter(name, Tensor::zeros({c.routed_heads, c.head_width}, c.dtype), Decay::no);
+    };
+    weights_.q_bias = zeros("routed.q_bias");
+    weights_.k_bias = zeros("routed.k_bias");
+    weights_.v_bias = zeros("routed.v_bias");
+  }
   if (c.sink) {
     const DType accum = c.dtype == DType::f64 ? DType::f64 : DType::f32;
     weights_.sink = add_parameter("sink", Tensor::zeros({c.routed_heads}, accum), Decay::no);
@@ -86,6 +111,11 @@ void AspaAttention::make_routed(double output_std, Generator& init) {
   gating_->add_table({"routed.v", weights_.v, kInitStd});
   gating_->add_table({"routed.o", weights_.o});
   if (c.sink) gating_->add_table({"sink", weights_.sink});
+  if (c.bias) {
+    gating_->add_table({"routed.q_bias", weights_.q_bias});
+    gating_->add_table({"routed.k_bias", weights_.k_bias});
+    gating_->add_table({"routed.v_bias", weights_.v_bias});
+  }
 }
 
 void AspaAttention::set_alpha(double alpha) {
@@ -137,7 +167,8 @@ Variable AspaAttention::forward(const Variable& x) {
   Variable x_key = weights_.mu.defined() ? key_shift(x, weights_.mu) : x;
   Variable y;
   if (config_.shared_heads > 0) y = shared_forward(x, x_key);
-  return router_ ? routed_forward(x, std::move(x_key), std::move(y)) : y;
+  if (router_) y = routed_forward(x, std::move(x_key), std::move(y));
+  return weights_.out_bias.defined() ? add(y, beside(weights_.out_bias, y)) : y;
 }
 
 AttentionOptions AspaAttention::attention_options() {
@@ -155,11 +186,16 @@ Variable AspaAttention::shared_forward(const Variable& x, const Variable& x_key)
   const std::int64_t H = config_.shared_heads;
   const std::int64_t D = config_.head_width;
   const auto part = [&](int i, const Variable& in) {
-    return reshape(linear(in, slice(weights_.qkv, 0, i * H * D, (i + 1) * H * D)), {B, T, H, D});
+    const auto third = [&](const Variable& all) {
+      return all.defined() ? slice(all, 0, i * H * D, (i + 1) * H * D) : Variable();
+    };
+    const Variable y = linear(in, third(weights_.qkv), third(weights_.qkv_bias));
+    const Variable heads = reshape(y, {B, T, H, D});
+    return i < 2 && config_.shared_rope ? rope(heads, D) : heads;
   };
   const auto rows = [&](const Variable& heads) { return reshape(heads, {B * T, H, D}); };
-  const Variable q = rows(rope(part(0, x), D));
-  const Variable k = rows(rope(part(1, x_key), D));
+  const Variable q = rows(part(0, x));
+  const Variable k = rows(part(1, x_key));
   const auto window = [this](std::int64_t n) {
     return slider::window(config_.alpha, config_.shared_window, n);
   };
@@ -237,14 +273,15 @@ Variable AspaAttention::routed_values(const Variable& x, Variable x_key, const R
                                       const Variable& key_bias, const BankJudgement& judgement) {
   const std::int64_t D = config_.head_width;
   const std::int64_t N = x.size(0) * x.size(1);
-  const auto heads = [&](const Variable& in, const Variable& weight, const PackedRows& packed) {
-    return reshape(grouped_linear(reshape(in, {N, config_.width}), weight, packed),
+  const auto heads = [&](const Variable& in, const Variable& weight, const Variable& bias,
+                         const PackedRows& packed) {
+    return reshape(head_linear(reshape(in, {N, config_.width}), weight, bias, packed),
                    {packed.rows(), 1, D});
   };
-  Variable q = heads(x, weights_.q, rows.query);
-  Variable k = heads(x_key, weights_.k, rows.key);
+  Variable q = heads(x, weights_.q, weights_.q_bias, rows.query);
+  Variable k = heads(x_key, weights_.k, weights_.k_bias, rows.key);
   x_key = {};
-  const Variable v = heads(x, weights_.v, rows.key);
+  const Variable v = heads(x, weights_.v, weights_.v_bias, rows.key);
   BankPlan bank;
   if (bank_slots() > 0) bank = plan_bank(rows, k.value(), v.value(), judgement);
   if (rotated_width() > 0) {
@@ -331,8 +368,11 @@ double AspaAttention::total_flops_per_token(std::int64_t T) const {
 
 std::int64_t AspaAttention::active_parameter_count() const {
   if (config_.routed_heads == 0) return parameter_count();
-  const std::int64_t per_head =
-      4 * config_.width * config_.head_width + (weights_.sink.defined() ? 1 : 0);
+  std::int64_t per_head = 0;
+  for (const Variable* v : {&weights_.q, &weights_.k, &weights_.v, &weights_.o, &weights_.sink,
+                            &weights_.q_bias, &weights_.k_bias, &weights_.v_bias}) {
+    if (v->defined()) per_head += v->value().numel() / config_.routed_heads;
+  }
   return parameter_count() - (config_.routed_heads - k()) * per_head;
 }
 

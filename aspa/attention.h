@@ -3,8 +3,9 @@
 //   y_t = W_O^shared·concat(shared heads) + Σ_{h ∈ sel^Q(t)} r_{t,h}·W_O^h·o_{t,h}
 // Parameters: "qkv.weight" [3·Hs·D, C], "out.weight" [C, Hs·D], "shared_gate.weight" [Hs, C],
 // "routed.q", "routed.k", "routed.v" [Hr, C, D], "routed.o" [Hr, D, C], "sink" [Hr], "mu" [C], the
-// router's ("router.U", …) and those of token salience ("salience.v", …). Absent heads and options
-// have no parameters.
+// router's ("router.U", …) and those of token salience ("salience.v", …). With biases "qkv.bias"
+// [3·Hs·D], "routed.q_bias", "routed.k_bias", "routed.v_bias" [Hr, D] and "out.bias" [C], which is
+// added once. Absent heads and options have no parameters.
 #pragma once
 
 #include <array>
@@ -28,6 +29,7 @@ struct AspaWeights {
   Variable qkv, out, shared_gate;
   Variable q, k, v, o, sink;
   Variable mu;
+  Variable qkv_bias, q_bias, k_bias, v_bias, out_bias;
 };
 
 struct BankUse;
@@ -141,10 +143,10 @@ class AspaAttention : public Attention, public Gated {
   /// The gate with the largest share of every (row, head) of heads i32 [B, k], in their order.
   std::vector<std::int32_t> main_gates(const Tensor& projected, const Tensor& heads) const;
   BankUse bank_use() const;
-  /// in·weight of every pair's head, rotated where there are positions: [pairs, 1, D].
+  /// in·weight + bias of every pair's head, rotated where there are positions: [pairs, 1, D].
   template <class A>
-  Tensor head_rows(const Tensor& in, const Variable& weight, const std::vector<StepPair>& pairs,
-                   const Tensor& positions) const;
+  Tensor head_rows(const Tensor& in, const Variable& weight, const Variable& bias,
+                   const std::vector<StepPair>& pairs, const Tensor& positions) const;
   template <class A>
   void append_keys(const Tensor& x, const Tensor& x_key, const StepChoice& chosen,
                    std::span<AttentionState* const> states) const;

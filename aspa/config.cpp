@@ -101,7 +101,7 @@ void AspaConfig::validate() const {
   check.at_least("bank.stride", bank.stride, 1);
   check.within("bank.delta", bank.delta, 0, 1);
   check.within("bank.delta_v", bank.delta_v, 0, 1);
-  if (head_width % 2 != 0) {
+  if ((shared_rope || routed_rope != RopeSpan::none) && head_width % 2 != 0) {
     throw ConfigError(fmt::format(
         "aspa: head_width: expected an even number (rotary positions turn pairs), got {}",
         head_width));

@@ -105,6 +105,8 @@ struct AspaConfig : GatingConfig {
   std::int64_t anchors = 4;         ///< A: first tokens (entries) that stay visible
   std::int64_t window = 128;        ///< W: entries of a packed stream that a query sees at α = 1
   bool key_shift = true;            ///< keys read x_t + μ ⊙ x_{t−1}
+  bool bias = false;                ///< of Q, K, V and of the output, as GPT-2 has them
+  bool shared_rope = true;          ///< shared heads are rotated, whole
   bool shared_gate = true;          ///< shared heads are multiplied by 2σ(W_sg x)
   bool sink = true;                 ///< routed heads have the term α·exp(a_h)
   bool query_gate = true;           ///< routed outputs are multiplied by (1−α) + α·2σ(z^Q)

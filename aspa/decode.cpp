@@ -53,15 +53,19 @@ void add_product(const A* x, const A* w, std::int64_t K, std::int64_t N, A* y) {
   }
 }
 
-// Row p of the result [pairs, 1, N]: x's row of the pair times its head's weight, w [Hr, K, N].
+// Row p of the result [pairs, 1, N]: x's row of the pair times its head's weight, w [Hr, K, N],
+// plus its head's bias [Hr, N], if there is one.
 template <class A>
-Tensor products(const Tensor& x, const Tensor& w, const std::vector<Pair>& pairs) {
+Tensor products(const Tensor& x, const Tensor& w, const Tensor& bias,
+                const std::vector<Pair>& pairs) {
   const std::int64_t K = w.size(1);
   const std::int64_t N = w.size(2);
   Tensor y = Tensor::zeros({static_cast<std::int64_t>(pairs.size()), 1, N}, x.dtype());
   for (std::size_t p = 0; p < pairs.size(); ++p) {
     add_product(x.data<A>() + pairs[p].row * K, w.data<A>() + pairs[p].head * K * N, K, N,
                 y.data<A>() + static_cast<std::int64_t>(p) * N);
+    if (!bias.defined()) continue;
+    y.select(0, static_cast<std::int64_t>(p)).select(0, 0).add_(bias.select(0, pairs[p].head));
   }
   return y;
 }
@@ -112,6 +116,7 @@ Tensor AspaAttention::step(const Tensor& x, std::span<AttentionState* const> sta
     const Tensor routed = routed_step(x, x_key, states);
     y = y.defined() ? ops::add(y, routed) : routed;
   }
+  if (weights_.out_bias.defined()) y = ops::add(y, weights_.out_bias.value());
   TokenState::advance(x, states);
   return y;
 }
@@ -128,9 +133,13 @@ Tensor AspaAttention::shared_step(const Tensor& x, const Tensor& x_key,
   const DType accum = decode_dtype(config_.dtype);
   const Tensor positions = TokenState::positions(states);
   const auto part = [&](int i, const Tensor& in) {
-    const Tensor weight = weights_.qkv.value().slice(0, i * H * D, (i + 1) * H * D);
-    const Tensor rows = ops::linear(in, weight, {}).reshape({B, H, D});
-    return (i < 2 ? ops::rope(rows, positions, {.R = D}) : rows).to(accum);
+    const auto third = [&](const Variable& all) {
+      return all.defined() ? all.value().slice(0, i * H * D, (i + 1) * H * D) : Tensor();
+    };
+    const Tensor rows =
+        ops::linear(in, third(weights_.qkv), third(weights_.qkv_bias)).reshape({B, H, D});
+    const bool rotated = i < 2 && config_.shared_rope;
+    return (rotated ? ops::rope(rows, positions, {.R = D}) : rows).to(accum);
   };
   const Tensor q = part(0, x);
   const Tensor k = part(1, x_key);
@@ -205,10 +214,11 @@ std::vector<std::int32_t> AspaAttention::main_gates(const Tensor& projected,
 }
 
 template <class A>
-Tensor AspaAttention::head_rows(const Tensor& in, const Variable& weight,
+Tensor AspaAttention::head_rows(const Tensor& in, const Variable& weight, const Variable& bias,
                                 const std::vector<StepPair>& pairs, const Tensor& positions) const {
   const DType accum = decode_dtype(config_.dtype);
-  const Tensor rows = products<A>(in.to(accum), weight.value().to(accum), pairs);
+  const Tensor rows = products<A>(in.to(accum), weight.value().to(accum),
+                                  bias.defined() ? bias.value().to(accum) : Tensor(), pairs);
   if (!positions.defined() || rotated_width() == 0 || pairs.empty()) return rows;
   return ops::rope(rows, positions_of(pairs, positions), {.R = rotated_width()});
 }
@@ -224,8 +234,8 @@ void AspaAttention::append_keys(const Tensor& x, const Tensor& x_key, const Step
   const auto role = static_cast<std::size_t>(Role::key);
   const Tensor positions = TokenState::positions(states);
   const auto pairs = pairs_of(chosen.heads[role]);
-  const Tensor k = head_rows<A>(x_key, weights_.k, pairs, positions);
-  const Tensor v = head_rows<A>(x, weights_.v, pairs, {});
+  const Tensor k = head_rows<A>(x_key, weights_.k, weights_.k_bias, pairs, positions);
+  const Tensor v = head_rows<A>(x, weights_.v, weights_.v_bias, pairs, {});
   const BankUse use = bank_use();
   for (std::size_t p = 0; p < pairs.size(); ++p) {
     const auto& [row, head] = pairs[p];
@@ -268,7 +278,7 @@ Tensor AspaAttention::answer_queries(const Tensor& x, const StepChoice& chosen,
   const auto alpha = static_cast<A>(config_.alpha);
   const bool gated = config_.alpha > 0;
   const auto pairs = pairs_of(chosen.heads[role]);
-  const Tensor q = head_rows<A>(x, weights_.q, pairs, positions);
+  const Tensor q = head_rows<A>(x, weights_.q, weights_.q_bias, pairs, positions);
   const bool sink = weights_.sink.defined() && gated;
   const BankUse use = bank_use();
   const Tensor w_out = weights_.o.value().to(accum);

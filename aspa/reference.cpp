@@ -157,7 +157,7 @@ class Reference {
       const Variable sum = routed(selection);
       y = y.defined() ? add(y, sum) : sum;
     }
-    return y;
+    return weights_.out_bias.defined() ? add(y, weights_.out_bias) : y;
   }
 
  private:
@@ -170,7 +170,11 @@ class Reference {
     const std::int64_t H = config_.shared_heads;
     const std::int64_t HD = H * config_.head_width;
     const auto part = [&](int i, const Variable& in) {
-      return split(linear(in, slice(weights_.qkv, 0, i * HD, (i + 1) * HD)), H);
+      Variable y = linear(in, slice(weights_.qkv, 0, i * HD, (i + 1) * HD));
+      if (weights_.qkv_bias.defined()) {
+        y = add(y, slice(weights_.qkv_bias, 0, i * HD, (i + 1) * HD));
+      }
+      return split(y, H);
     };
     std::vector<double> allowed;
     for (std::int64_t bh = 0; bh < B_ * H; ++bh) {
@@ -181,8 +185,8 @@ class Reference {
         }
       }
     }
-    const std::int64_t D = config_.head_width;
-    Variable o = masked_attention(rotated(part(0, x_), D), rotated(part(1, x_key_), D), part(2, x_),
+    const std::int64_t R = config_.shared_rope ? config_.head_width : 0;
+    Variable o = masked_attention(rotated(part(0, x_), R), rotated(part(1, x_key_), R), part(2, x_),
                                   allowed, {}, {});
     o = transpose(o, 1, 2);  // [B, T, H, D]
     if (weights_.shared_gate.defined()) {
@@ -311,10 +315,11 @@ class Reference {
     const std::int64_t Hr = config_.routed_heads;
     const auto queries = mask_of(selection.query);
     const auto keys = mask_of(selection.key);
-    const auto heads = [&](const Variable& in, const Variable& weight) {
-      return matmul(reshape(in, {B_, 1, T_, config_.width}), weight);  // [B, Hr, T, D]
-    };
     const std::int64_t D = config_.head_width;
+    const auto heads = [&](const Variable& in, const Variable& weight, const Variable& bias) {
+      const Variable y = matmul(reshape(in, {B_, 1, T_, config_.width}), weight);  // [B, Hr, T, D]
+      return bias.defined() ? add(y, reshape(bias, {1, Hr, 1, D})) : y;
+    };
     const std::int64_t width = config_.routed_rope == RopeSpan::none   ? 0
                                : config_.routed_rope == RopeSpan::half ? D / 2
                                                                        : D;
@@ -331,10 +336,10 @@ class Reference {
     if (gated && weights_.sink.defined()) {
       sink = reshape(scale(exp(weights_.sink), config_.alpha), {1, Hr, 1, 1});
     }
-    const Variable k = heads(x_key_, weights_.k);
-    const Variable v = heads(x_, weights_.v);
-    Variable o = masked_attention(rotated(heads(x_, weights_.q), width), rotated(k, width), v,
-                                  visible(queries, keys, k, v), bias, sink);
+    const Variable k = heads(x_key_, weights_.k, weights_.k_bias);
+    const Variable v = heads(x_, weights_.v, weights_.v_bias);
+    Variable o = masked_attention(rotated(heads(x_, weights_.q, weights_.q_bias), width),
+                                  rotated(k, width), v, visible(queries, keys, k, v), bias, sink);
     Variable gate;
     if (gated && config_.query_gate) gate = scale(sigmoid(by_head(gate_logits(x_))), 2);
     if (gated && layer_.salience()) {

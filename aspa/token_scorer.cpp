@@ -58,17 +58,24 @@ TokenScorer::TokenScorer(const AspaAttention& layer, const Tensor& prompt, bool 
   const std::int64_t H = c.routed_heads;
   const std::int64_t P = prompt.size(0);
   const double scale = 1 / std::sqrt(static_cast<double>(c.head_width));
-  const Tensor q = ops::matmul(prompt.to(device).unsqueeze(0), layer.weights().q.value());
+  Tensor q = ops::matmul(prompt.to(device).unsqueeze(0), layer.weights().q.value());
+  const Variable& q_bias = layer.weights().q_bias;
+  if (q_bias.defined()) q = ops::add(q, q_bias.value().unsqueeze(1));
   Tensor queries = ops::affine(q, scale, 0);
   if (heads.defined()) {
     queries = ops::mul(queries, entered(heads, P, H).to(queries.dtype()).to(device));
   }
   const Tensor& w_k = layer.weights().k.value();
+  const Variable& k_bias = layer.weights().k_bias;
   if (P * c.width <= c.head_width * (c.width + P)) {
     asked_ = ops::matmul(queries, w_k, false, true).reshape({H * P, c.width});
+    if (k_bias.defined()) {
+      bias_ = ops::matmul(queries, k_bias.value().unsqueeze(2)).reshape({H * P});
+    }
   } else {
     queries_ = queries;
     keys_ = w_k.transpose(1, 2).contiguous().reshape({H * c.head_width, c.width});
+    if (k_bias.defined()) bias_ = k_bias.value().reshape({H * c.head_width});
   }
 }
 
@@ -78,8 +85,8 @@ std::int64_t TokenScorer::heads() const { return layer_.config().routed_heads; }
 Tensor TokenScorer::logits_of(const Tensor& x_key) const {
   const std::int64_t n = x_key.size(0);
   const std::int64_t H = heads();
-  if (asked_.defined()) return ops::linear(x_key, asked_, {}).reshape({n, H, -1});
-  const Tensor k = ops::linear(x_key, keys_, {}).reshape({n, H, queries_.size(2)});
+  if (asked_.defined()) return ops::linear(x_key, asked_, bias_).reshape({n, H, -1});
+  const Tensor k = ops::linear(x_key, keys_, bias_).reshape({n, H, queries_.size(2)});
   return ops::matmul(k.transpose(0, 1), queries_, false, true).transpose(0, 1);
 }
 

@@ -42,6 +42,7 @@ class TokenScorer {
   Tensor asked_;    // without keys: q·W_Kᵀ/√D, [H·P, C]
   Tensor queries_;  // with them: q/√D, [H, P, D],
   Tensor keys_;     // and W_Kᵀ [H·D, C]
+  Tensor bias_;     // what the keys' biases add to either product; undefined without biases
 };
 
 }  // namespace proteus

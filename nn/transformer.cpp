@@ -2,11 +2,13 @@
 
 #include "autograd/checkpoint.h"
 #include "autograd/dropout.h"
+#include "autograd/elementwise.h"
 #include "autograd/loss.h"
 #include "autograd/tape.h"
 #include "autograd/view.h"
 #include "nn/init.h"
 #include "tensor/error.h"
+#include "tensor/ops/elementwise.h"
 #include "tensor/ops/gemm.h"
 
 namespace proteus {
@@ -36,6 +38,10 @@ Transformer::Transformer(const TransformerConfig& config, const AttentionFactory
   Generator init(config.seed, kInitStream);
   embedding_ =
       &add_child("embedding", std::make_unique<Embedding>(config.vocab, config.width, init));
+  if (config.learned_positions) {
+    positions_ =
+        &add_child("positions", std::make_unique<Embedding>(config.context, config.width, init));
+  }
   const double output_std = residual_std(config.layers);
   for (std::int64_t layer = 0; layer < config.layers; ++layer) {
     auto attention = make_attention({static_cast<int>(layer), output_std, init, generator_});
@@ -54,12 +60,26 @@ Transformer::Transformer(const TransformerConfig& config, const AttentionFactory
   norm_ = &add_child("norm", std::make_unique<Norm>(config.norm, config.width, config.bias));
 }
 
+void Transformer::check_position(std::int64_t last, const char* call) const {
+  if (!positions_ || last < config_.context) return;
+  throw ShapeError(std::string("transformer.") + call + "(tokens): tokens: expected at most " +
+                   std::to_string(config_.context) + " (= learned positions), got " +
+                   std::to_string(last + 1) + "; cut the sequence, or use rotary positions");
+}
+
+Variable Transformer::embedded(const Tensor& tokens, const char* call) const {
+  const std::int64_t T = tokens.size(1);
+  check_position(T - 1, call);
+  const Variable x = embedding_->forward(tokens);
+  return positions_ ? add(x, slice(positions_->weight(), 0, 0, T)) : x;
+}
+
 Variable Transformer::stream_before(const Tensor& tokens, std::int64_t layer, const char* call) {
   if (tokens.rank() != 2) {
     throw ShapeError(std::string("transformer.") + call +
                      "(tokens): tokens: expected [B, T], got " + to_string(tokens.shape()));
   }
-  Variable x = embedding_->forward(tokens);
+  Variable x = embedded(tokens, call);
   if (config_.compute != x.dtype()) x = cast(x, config_.compute);
   if (training()) x = dropout(x, config_.dropout, generator_);
   for (std::int64_t i = 0; i < layer; ++i) {
@@ -134,6 +154,15 @@ Tensor Transformer::step(const Tensor& tokens, std::span<DecodeState* const> seq
   }
   const NoGradGuard no_grad;
   Tensor x = embedding_->forward(tokens).value();
+  if (positions_) {
+    const Tensor at = Tensor::empty({B}, DType::i32);
+    for (std::int64_t b = 0; b < B; ++b) {
+      const std::int64_t position = sequences[static_cast<std::size_t>(b)]->position;
+      check_position(position, "step");
+      at.data<std::int32_t>()[b] = static_cast<std::int32_t>(position);
+    }
+    x = ops::add(x, positions_->forward(at).value());
+  }
   std::vector<AttentionState*> states(sequences.size());
   for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
     for (std::size_t b = 0; b < states.size(); ++b) {

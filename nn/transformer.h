@@ -1,5 +1,7 @@
-// A decoder-only transformer in the manner of GPT-2 with pre-norm blocks, rotary positions inside
-// the attention layers and an output head tied to the embedding.
+// A decoder-only transformer in the manner of GPT-2 with pre-norm blocks and an output head tied to
+// the embedding. Positions are rotary ones inside the attention layers, or GPT-2's: learned
+// vectors, one per position of the context, added to the embeddings of the tokens
+// ("positions.weight").
 #pragma once
 
 #include <functional>
@@ -20,7 +22,8 @@ struct TransformerConfig {
   MlpKind mlp = MlpKind::gelu;
   std::int64_t mlp_width = 0;  ///< 0 = the usual one (see Mlp)
   NormKind norm = NormKind::layer;
-  bool bias = false;
+  bool bias = false;               ///< of norms and of the dense Mlp
+  bool learned_positions = false;  ///< attention must then be without rotary ones
   double dropout = 0;
   bool recompute = false;  ///< activation checkpointing of every block
   /// Of activations: f32, or bf16 beside parameters, moments, routing and the loss in f32.
@@ -61,7 +64,7 @@ class Transformer : public Module {
               const FeedForwardFactory& make_feed_forward = {});
 
   /// tokens i32 or i64 [B, T], on any device → the final norm's output [B, T, C], of the dtype of
-  /// activations.
+  /// activations. Throws ShapeError for more tokens than there are learned positions.
   Variable hidden(const Tensor& tokens);
   /// What the attention of layer `layer` gets for tokens [B, T] in evaluation mode, [B, T, C],
   /// without gradient: only the layers before it run.
@@ -103,12 +106,17 @@ class Transformer : public Module {
   std::int64_t active_parameter_count() const;
 
  private:
+  /// Throws ShapeError unless there is a position `last`.
+  void check_position(std::int64_t last, const char* call) const;
+  /// What enters the first block: [B, T, C].
+  Variable embedded(const Tensor& tokens, const char* call) const;
   /// The residual stream [B, T, C] before block `layer`.
   Variable stream_before(const Tensor& tokens, std::int64_t layer, const char* call);
 
   TransformerConfig config_;
   Generator generator_;
   Embedding* embedding_ = nullptr;
+  Embedding* positions_ = nullptr;  // null with rotary positions
   std::vector<Block*> blocks_;
   Norm* norm_ = nullptr;
 };

@@ -197,6 +197,13 @@ Variable input(std::int64_t B, std::int64_t T, DType dtype = DType::f64) {
   return Variable(Tensor::randn({B, T, kWidth}, {3, 2}, dtype), true);
 }
 
+// As in a GPT-2 that was converted.
+void with_biases(AspaConfig& c) {
+  c.bias = true;
+  c.shared_rope = false;
+  c.routed_rope = RopeSpan::none;
+}
+
 void with_bank(AspaConfig& c) {
   c.anchors = 1;
   c.bank = {.slots = 3, .stride = 8, .delta = 0.5, .delta_v = 0.3};
@@ -388,6 +395,28 @@ INSTANTIATE_TEST_SUITE_P(
                .operated = true},
         Option{.name = "SharedHeadsOnly", .change = [](AspaConfig& c) { c.routed_heads = 0; }},
         Option{.name = "RoutedHeadsOnly", .change = [](AspaConfig& c) { c.shared_heads = 0; }},
+        Option{.name = "Bias", .change = [](AspaConfig& c) { c.bias = true; }},
+        Option{.name = "BiasWithoutRotation", .change = with_biases},
+        Option{.name = "BiasRoutedHeadsOnly",
+               .change =
+                   [](AspaConfig& c) {
+                     with_biases(c);
+                     c.shared_heads = 0;
+                   }},
+        Option{.name = "BiasSharedHeadsOnly",
+               .change =
+                   [](AspaConfig& c) {
+                     with_biases(c);
+                     c.routed_heads = 0;
+                   }},
+        Option{.name = "BiasOperatedWithAll",
+               .change =
+                   [](AspaConfig& c) {
+                     c = testing::doubly_sparse(c);
+                     with_biases(c);
+                     with_bank(c);
+                   },
+               .operated = true},
         Option{.name = "Experts", .kind = Kind::experts},
         Option{.name = "ExpertsNucleus",
                .kind = Kind::experts,

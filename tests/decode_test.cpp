@@ -25,6 +25,7 @@ struct Case {
   DenseAttentionConfig dense{};
   void (*change)(AspaConfig&) = nullptr;
   bool new_head = false;  ///< beside the k
+  bool learned_positions = false;
 };
 
 void PrintTo(const Case& c, std::ostream* os) { *os << c.name; }
@@ -121,6 +122,7 @@ TEST_P(Decode, StepsEqualTheForwardPass) {
 
 TEST_P(Decode, WholeModels) {
   TransformerConfig config{.vocab = kVocab, .context = 30, .layers = 2, .width = kWidth};
+  config.learned_positions = GetParam().learned_positions;
   Transformer model(config, [](const AttentionSite& site) {
     return make_attention(GetParam(), DType::f32, 3 + static_cast<std::uint64_t>(site.layer),
                           site.generator);
@@ -141,52 +143,62 @@ TEST_P(Decode, WholeModels) {
 
 INSTANTIATE_TEST_SUITE_P(
     Layers, Decode,
-    ::testing::Values(Case{.name = "Dense"}, Case{.name = "DenseWindow", .dense = {.window = 6}},
-                      Case{.name = "DenseExtras",
-                           .dense = {.key_shift = true, .output_gate = true, .bias = true}},
-                      Case{.name = "DenseNoRope", .dense = {.rope = false}},
-                      Case{.name = "Aspa", .aspa = true},
-                      Case{.name = "AspaHalf", .aspa = true, .alpha = 0.5},
-                      Case{.name = "AspaDense", .aspa = true, .alpha = 0},
-                      Case{.name = "AspaBare",
-                           .aspa = true,
-                           .change =
-                               [](AspaConfig& c) {
-                                 c.key_shift = c.shared_gate = c.sink = c.query_gate = c.key_bias =
-                                     false;
-                                 c.prototypes.enabled = false;
-                                 c.routed_rope = RopeSpan::none;
-                                 c.anchors = 0;
-                               }},
-                      Case{.name = "AspaDoublySparse",
-                           .aspa = true,
-                           .change = [](AspaConfig& c) { c = testing::doubly_sparse(c); }},
-                      Case{.name = "AspaNewHead", .aspa = true, .new_head = true},
-                      Case{.name = "AspaBank", .aspa = true, .change = with_bank},
-                      Case{.name = "AspaBankHalf", .aspa = true, .alpha = 0.5, .change = with_bank},
-                      Case{.name = "AspaBankRandom",
-                           .aspa = true,
-                           .change =
-                               [](AspaConfig& c) {
-                                 with_bank(c);
-                                 c.bank.eviction = BankEviction::random;
-                                 c.routed_rope = RopeSpan::full;
-                               }},
-                      Case{.name = "AspaBankDoublySparse",
-                           .aspa = true,
-                           .change =
-                               [](AspaConfig& c) {
-                                 c = testing::doubly_sparse(c);
-                                 with_bank(c);
-                                 c.bank.stride = 1;
-                                 c.key_bias = false;
-                               }},
-                      Case{.name = "AspaSharedOnly",
-                           .aspa = true,
-                           .change = [](AspaConfig& c) { c.routed_heads = 0; }},
-                      Case{.name = "AspaRoutedOnly",
-                           .aspa = true,
-                           .change = [](AspaConfig& c) { c.shared_heads = 0; }}),
+    ::testing::Values(
+        Case{.name = "Dense"}, Case{.name = "DenseWindow", .dense = {.window = 6}},
+        Case{.name = "DenseExtras",
+             .dense = {.key_shift = true, .output_gate = true, .bias = true}},
+        Case{.name = "DenseNoRope", .dense = {.rope = false}},
+        Case{
+            .name = "DenseGpt2", .dense = {.rope = false, .bias = true}, .learned_positions = true},
+        Case{.name = "AspaGpt2",
+             .aspa = true,
+             .change =
+                 [](AspaConfig& c) {
+                   c.bias = true;
+                   c.shared_rope = false;
+                   c.routed_rope = RopeSpan::none;
+                 },
+             .learned_positions = true},
+        Case{.name = "Aspa", .aspa = true}, Case{.name = "AspaHalf", .aspa = true, .alpha = 0.5},
+        Case{.name = "AspaDense", .aspa = true, .alpha = 0},
+        Case{.name = "AspaBare",
+             .aspa = true,
+             .change =
+                 [](AspaConfig& c) {
+                   c.key_shift = c.shared_gate = c.sink = c.query_gate = c.key_bias = false;
+                   c.prototypes.enabled = false;
+                   c.routed_rope = RopeSpan::none;
+                   c.anchors = 0;
+                 }},
+        Case{.name = "AspaDoublySparse",
+             .aspa = true,
+             .change = [](AspaConfig& c) { c = testing::doubly_sparse(c); }},
+        Case{.name = "AspaNewHead", .aspa = true, .new_head = true},
+        Case{.name = "AspaBank", .aspa = true, .change = with_bank},
+        Case{.name = "AspaBankHalf", .aspa = true, .alpha = 0.5, .change = with_bank},
+        Case{.name = "AspaBankRandom",
+             .aspa = true,
+             .change =
+                 [](AspaConfig& c) {
+                   with_bank(c);
+                   c.bank.eviction = BankEviction::random;
+                   c.routed_rope = RopeSpan::full;
+                 }},
+        Case{.name = "AspaBankDoublySparse",
+             .aspa = true,
+             .change =
+                 [](AspaConfig& c) {
+                   c = testing::doubly_sparse(c);
+                   with_bank(c);
+                   c.bank.stride = 1;
+                   c.key_bias = false;
+                 }},
+        Case{.name = "AspaSharedOnly",
+             .aspa = true,
+             .change = [](AspaConfig& c) { c.routed_heads = 0; }},
+        Case{.name = "AspaRoutedOnly",
+             .aspa = true,
+             .change = [](AspaConfig& c) { c.shared_heads = 0; }}),
     [](const auto& decode) { return std::string(decode.param.name); });
 
 TEST(DecodeState, DoesNotGrowWithTheSequence) {

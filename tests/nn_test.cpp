@@ -20,6 +20,7 @@ struct Options {
   MlpKind mlp = MlpKind::gelu;
   NormKind norm = NormKind::layer;
   std::int64_t window = 0;
+  bool learned_positions = false;
 };
 
 constexpr std::int64_t kVocab = 13;
@@ -33,6 +34,7 @@ Transformer make_model(const Options& o) {
   config.mlp = o.mlp;
   config.norm = o.norm;
   config.bias = o.bias;
+  config.learned_positions = o.learned_positions;
   config.dropout = o.dropout;
   config.recompute = o.recompute;
   config.seed = 5;
@@ -42,6 +44,7 @@ Transformer make_model(const Options& o) {
     dense.heads = 3;
     dense.head_width = 8;
     dense.window = o.window;
+    dense.rope = !o.learned_positions;
     dense.key_shift = o.key_shift;
     dense.output_gate = o.output_gate;
     dense.bias = o.bias;
@@ -62,13 +65,14 @@ bool same_bits(const Tensor& a, const Tensor& b) {
 }
 
 std::vector<Options> variants() {
-  std::vector<Options> all(6);
+  std::vector<Options> all(7);
   all[1].key_shift = true;
   all[2].output_gate = true;
   all[3].key_shift = all[3].output_gate = all[3].bias = true;
   all[4].mlp = MlpKind::swiglu;
   all[4].norm = NormKind::rms;
   all[5].window = 5;
+  all[6].learned_positions = all[6].bias = true;
   return all;
 }
 
@@ -217,6 +221,43 @@ TEST(Transformer, CountsParametersAndOperations) {
   EXPECT_DOUBLE_EQ(model.attention_flops_per_token(31), 2 * 4.0 * 24 * 16);
   EXPECT_DOUBLE_EQ(model.total_flops_per_token(31),
                    2.0 * kVocab * C + 2 * (2.0 * 12 * C * C) + 2 * 4.0 * 24 * 16);
+}
+
+TEST(Transformer, LearnedPositionsAreAddedToTheTokens) {
+  Transformer model = make_model({.learned_positions = true});
+  model.set_training(false);
+  const Tensor same = Tensor::zeros({1, 4}, DType::i32);
+  const auto table = [&] {
+    for (const Parameter& p : model.parameters()) {
+      if (p.name == "positions.weight") return p.variable.value();
+    }
+    return Tensor();
+  }();
+  ASSERT_EQ(table.shape(), (Shape{32, 24}));
+  const Tensor at = model.attention_input(same, 0);
+  EXPECT_FALSE(same_bits(at.select(1, 0), at.select(1, 1)));
+  table.fill_(0);
+  const Tensor nowhere = model.attention_input(same, 0);
+  EXPECT_TRUE(same_bits(nowhere.select(1, 0), nowhere.select(1, 1)));
+}
+
+TEST(Transformer, NoTokenIsBeyondTheLearnedPositions) {
+  Transformer model = make_model({.learned_positions = true});
+  model.set_training(false);
+  EXPECT_NO_THROW(model.logits(random_tokens({1, 32}, 1)));
+  try {
+    model.logits(random_tokens({1, 33}, 1));
+    FAIL();
+  } catch (const ShapeError& error) {
+    EXPECT_STREQ(error.what(),
+                 "transformer.hidden(tokens): tokens: expected at most 32 (= learned positions), "
+                 "got 33; cut the sequence, or use rotary positions");
+  }
+  DecodeState sequence = model.begin_sequence();
+  DecodeState* const one[] = {&sequence};
+  const Tensor token = Tensor::zeros({1}, DType::i32);
+  for (std::int64_t t = 0; t < 32; ++t) model.step(token, one);
+  EXPECT_THROW(model.step(token, one), ShapeError);
 }
 
 TEST(Transformer, RejectsWhatMakesNoSense) {

@@ -215,6 +215,9 @@ double plain_score(const AspaAttention& layer, const std::vector<double>& prompt
   const std::int64_t D = layer.config().head_width;
   const auto wq = layer.weights().q.value().to_vector();
   const auto wk = layer.weights().k.value().to_vector();
+  const bool bias = layer.config().bias;
+  const auto bq = bias ? layer.weights().q_bias.value().to_vector() : std::vector<double>();
+  const auto bk = bias ? layer.weights().k_bias.value().to_vector() : std::vector<double>();
   const auto mu = layer.weights().mu.value().to_vector();
   const auto at = [](const std::vector<double>& v, std::int64_t i) {
     return v[static_cast<std::size_t>(i)];
@@ -223,8 +226,8 @@ double plain_score(const AspaAttention& layer, const std::vector<double>& prompt
   for (std::int64_t i = 0; i * C < static_cast<std::int64_t>(prompt.size()); ++i) {
     double sum = 0;
     for (std::int64_t d = 0; d < D; ++d) {
-      double q = 0;
-      double k = 0;
+      double q = bias ? at(bq, h * D + d) : 0;
+      double k = bias ? at(bk, h * D + d) : 0;
       for (std::int64_t c = 0; c < C; ++c) {
         const double shifted = at(x, t * C + c) + (t > 0 ? at(mu, c) * at(x, (t - 1) * C + c) : 0);
         q += at(prompt, i * C + c) * at(wq, (h * C + c) * D + d);
@@ -238,8 +241,12 @@ double plain_score(const AspaAttention& layer, const std::vector<double>& prompt
 }
 
 // With W_K inside the queries, and with keys.
-TEST(TokenScorer, IsTheFormulaForShortPromptsAndLongOnes) {
-  const TestLayer layer(layer_config());
+class TokenScorerFormula : public ::testing::TestWithParam<bool> {};
+
+TEST_P(TokenScorerFormula, HoldsForShortPromptsAndLongOnes) {
+  AspaConfig config = layer_config();
+  config.bias = GetParam();
+  const TestLayer layer(config);
   const Tensor x = Tensor::randn({90, 24}, {3, 2});
   for (const std::int64_t P : {1, 5, 40}) {
     const Tensor prompt = Tensor::randn({P, 24}, {3, 1});
@@ -264,6 +271,8 @@ TEST(TokenScorer, IsTheFormulaForShortPromptsAndLongOnes) {
     }
   }
 }
+
+INSTANTIATE_TEST_SUITE_P(Bias, TokenScorerFormula, ::testing::Bool());
 
 TEST(TokenScorer, TakesTheTextInPartsAndOnAnyNumberOfThreads) {
   const TestLayer layer(layer_config());
