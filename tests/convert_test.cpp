@@ -24,9 +24,15 @@ Options dense_options() {
                           "--context", "24", "--mlp", "swiglu", "--norm", "rms"});
 }
 
-SavedModel saved(const std::string& arm) {
+// As GPT-2 is made.
+Options learned_options() {
+  return parsed("train", {"--model", "dense", "--layers", "2", "--width", "32", "--heads", "4",
+                          "--context", "24", "--positions", "learned", "--bias"});
+}
+
+SavedModel saved(const std::string& arm, const Options& options = dense_options()) {
   SavedModel s;
-  s.options = dense_options();
+  s.options = options;
   s.arm = arm;
   s.vocab = kVocab;
   s.seed = 3;
@@ -57,11 +63,18 @@ Tensor tokens() {
   return t;
 }
 
+struct Dense {
+  const char* arm;
+  Options (*options)();
+};
+
 TEST(Convert, IsTheSameFunctionAtAlphaZero) {
-  for (const char* arm : {"dense", "dense_shift"}) {
+  for (const auto& [arm, of] : {Dense{"dense", dense_options}, Dense{"dense_shift", dense_options},
+                                Dense{"dense", learned_options}}) {
     for (const char* shared : {"0", "1", "3", "4"}) {
-      SCOPED_TRACE(std::string(arm) + ", shared heads " + shared);
-      const SavedModel from = saved(arm);
+      const SavedModel from = saved(arm, of());
+      SCOPED_TRACE(std::string(arm) + ", positions " + from.options.model.positions +
+                   ", shared heads " + shared);
       const auto dense = make_model(from.options, arm_named(arm, "arm"), kVocab, from.seed);
       shake(*dense);
       const Options options = converted_options(from, call({"--shared-heads", shared}));
@@ -94,6 +107,21 @@ TEST(Convert, ChoosesHeadsThatAddUp) {
   EXPECT_EQ(converted_options(saved("dense"), call({"--context", "100"})).model.context, 100);
 }
 
+TEST(Convert, TakesAShorterContextOfLearnedPositions) {
+  const SavedModel from = saved("dense", learned_options());
+  const auto dense = make_model(from.options, arm_named("dense", "arm"), kVocab, from.seed);
+  shake(*dense);
+  const Options options = converted_options(from, call({"--context", "16"}));
+  EXPECT_EQ(options.aspa.rope, "none");
+  const auto aspa = converted(*dense, options, from.seed);
+  for (Transformer* model : {dense.get(), aspa.get()}) model->set_training(false);
+  set_alpha(*aspa, 0);
+  const Tensor some = tokens().slice(1, 0, 16).contiguous();
+  const auto expected = dense->logits(some).to_vector();
+  const auto got = aspa->logits(some).to_vector();
+  for (std::size_t i = 0; i < got.size(); ++i) ASSERT_NEAR(got[i], expected[i], 1e-4) << i;
+}
+
 TEST(Convert, RefusesWhatWouldNotBeTheSame) {
   const auto says = [](const SavedModel& from, const std::vector<std::string>& more,
                        const char* expected) {
@@ -108,6 +136,8 @@ TEST(Convert, RefusesWhatWouldNotBeTheSame) {
        "--routed-heads: expected -1");
   says(saved("dense"), {"--rope", "half"}, "--rope: expected full");
   says(saved("dense_shift"), {"--no-key-shift"}, "--no-key-shift");
+  says(saved("dense", learned_options()), {"--rope", "full"}, "--rope: expected none");
+  says(saved("dense", learned_options()), {"--context", "25"}, "--context: expected at most 24");
 }
 
 }  // namespace

@@ -59,6 +59,18 @@ TEST(Options, BabyIsThePresetOfTheGpu) {
   EXPECT_EQ(o.aspa.alpha, 1);
 }
 
+TEST(Options, Gpt2IsThePresetOfThatShape) {
+  const Options o = parse("train", {"--preset", "gpt2", "--model", "dense"});
+  EXPECT_EQ(o.model.layers, 12);
+  EXPECT_EQ(o.model.width, 768);
+  EXPECT_EQ(o.model.context, 1024);
+  EXPECT_EQ(o.model.heads, 12);
+  EXPECT_EQ(o.model.positions, "learned");
+  EXPECT_TRUE(o.model.bias);
+  EXPECT_EQ(o.data.tokenizer, "bpe");
+  EXPECT_EQ(o.data.vocab_size, 50257);
+}
+
 TEST(Options, RecallHasItsOwnDefaults) {
   const Options o = parse("recall", {"--length", "256", "--pairs", "32"});
   EXPECT_EQ(o.model.context, 256);
@@ -210,6 +222,28 @@ TEST(Options, RefusesValuesThatMakeNoSense) {
       {"duel",
        {"--shared-heads", "0", "--routed-heads", "0"},
        "--routed-heads: expected at least 1 when --shared-heads is 0, got 0; a layer needs a head"},
+      {"train", {"--positions", "none"}, "--positions: expected rope or learned, got 'none'"},
+      {"duel",
+       {"--experts", "8", "--bias"},
+       "--experts: expected 0 with --bias, got 8; experts have no biases"},
+      {"train",
+       {"--model", "dense", "--freeze-steps", "5"},
+       "--freeze-steps: expected 0 with --model dense, which has no router that could learn, got "
+       "5"},
+      {"convert",
+       {"--save", "a"},
+       "--checkpoint: expected the folder of a trained model or --from-gpt2 DIR, got nothing; "
+       "proteus train makes one"},
+      {"convert",
+       {"--checkpoint", "a", "--from-gpt2", "b", "--save", "c"},
+       "--checkpoint: expected the folder of a trained model or --from-gpt2 DIR, got both; "
+       "proteus train makes one"},
+      {"convert",
+       {"--checkpoint", "a"},
+       "--save: expected the folder of the new checkpoint or --to-gpt2 DIR, got nothing"},
+      {"convert",
+       {"--from-gpt2", "a", "--to-gpt2", "b"},
+       "--to-gpt2: expected --checkpoint with it, got --from-gpt2; that is one already"},
       {"duel",
        {"--experts", "8", "--expert-k", "9"},
        "--expert-k: expected at most 8 (= --experts), got 9"},
@@ -247,7 +281,7 @@ TEST(Options, RefusesValuesThatMakeNoSense) {
       {"duel",
        {"--tokenizer", "word"},
        "--tokenizer: expected char, byte, bpe or the path of a tokenizer, got 'word'"},
-      {"duel", {"--preset", "huge"}, "--preset: expected tiny or baby, got 'huge'"},
+      {"duel", {"--preset", "huge"}, "--preset: expected tiny, baby or gpt2, got 'huge'"},
       {"duel", {"--device", "gpu"}, "--device: expected cpu, cuda or cuda:N, got 'gpu'"},
       {"duel", {"--device", "cuda:x"}, "--device: expected cpu, cuda or cuda:N, got 'cuda:x'"},
       {"duel", {"--top-p", "0"}, "--top-p: expected a number in (0, 1], got 0"},
@@ -363,6 +397,7 @@ TEST(Options, ConfigTextReadsBackToTheSame) {
       {"duel",
        {"--preset", "baby", "--arms", "aspa,dense", "--lr", "1e-7", "--prompt", "a\"\\\n\tü"}},
       {"train", {"--epochs", "0.5", "--heads", "8", "--no-key-shift", "--model", "dense"}},
+      {"train", {"--preset", "gpt2", "--freeze-steps", "7"}},
       {"train", {"--heads", "3", "--head-width", "32", "--device", "cuda:1"}},
       {"eval", {"--checkpoint", "runs/a/checkpoint", "--data", "x.txt"}},
       {"sample", {"--checkpoint", "c", "--temperature", "0"}},
@@ -399,12 +434,18 @@ TEST(Options, AResumedRunIsTheSavedOneWithWhatTheCommandLineGives) {
   EXPECT_EQ(o.checkpoint.checkpoint, "c");
   EXPECT_EQ(resume({}).training.steps, 77);
   EXPECT_EQ(resume({"--epochs", "2"}).training.steps, 0);
+  EXPECT_EQ(resume({"--context", "128"}).model.context, 128) << "rotary positions reach anywhere";
   const auto message = [&](const std::vector<std::string>& args) {
     return message_of<ConfigError>([&] { resume(args); });
   };
   EXPECT_EQ(message({"--layers", "4"}),
             "--layers: expected 3, as in the checkpoint that is resumed, got 4");
   EXPECT_NE(message({"--seed", "6"}).find("--seed"), std::string::npos);
+  const Options learned = parse("train", {"--positions", "learned", "--model", "dense"});
+  EXPECT_EQ(message_of<ConfigError>([&] {
+              resumed(learned, parse("train", {"--resume", "--out", "o", "--context", "128"}));
+            }),
+            "--context: expected 64, as in the checkpoint that is resumed, got 128");
   EXPECT_NE(message({"--lr", "-1"}).find("--lr"), std::string::npos);
   EXPECT_THROW(parse_options("train", {"--resume"}), ConfigError);
 }

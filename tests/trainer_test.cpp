@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <map>
 
 #include "tensor/error.h"
 #include "tensor/parallel.h"
@@ -279,6 +280,106 @@ TEST(Trainer, AlphaFollowsItsSchedule) {
   EXPECT_EQ(losses(Kind::ramp, 1)[0], losses(Kind::fixed, 0)[0]);
   EXPECT_NE(losses(Kind::ramp, 1)[0], losses(Kind::fixed, 1)[0]);
   EXPECT_EQ(losses(Kind::sampled, 1), losses(Kind::sampled, 1));
+}
+
+/// A run whose first steps train nothing but what ASPA adds.
+class FrozenStart : public ::testing::Test {
+ protected:
+  static constexpr std::int64_t kFrozen = 5;
+
+  static std::unique_ptr<Transformer> model(std::uint64_t seed) {
+    Options o = small_options();
+    o.aspa.token_keep = 0.7;
+    o.model.bias = true;
+    return make_model(o, arm_named("aspa", "arm"), kVocab, seed);
+  }
+  static TrainerConfig config() {
+    TrainerConfig c = config_for(9);
+    c.freeze_steps = kFrozen;
+    return c;
+  }
+  static Trainer trainer(Transformer& model) {
+    return {model, config(), [](std::int64_t i) { return batch_of(i); }};
+  }
+  static std::map<std::string, Tensor> copies(const NamedTensors& tensors) {
+    std::map<std::string, Tensor> out;
+    for (const auto& [name, tensor] : tensors) out[name] = tensor.clone();
+    return out;
+  }
+};
+
+TEST_F(FrozenStart, MovesWhatRoutesAndNotOneBitOfTheRest) {
+  const auto m = model(3);
+  Trainer run = trainer(*m);
+  const auto before = copies(module_tensors(*m));
+  for (int i = 0; i < kFrozen; ++i) run.step();
+  std::int64_t routing = 0;
+  for (const Parameter& p : m->parameters()) {
+    const bool same = same_bits(p.variable.value(), before.at(p.name));
+    EXPECT_EQ(same, !routes(p.name)) << p.name;
+    routing += routes(p.name) ? 1 : 0;
+  }
+  EXPECT_GT(routing, 10) << "U, w, λ, v, κ, sinks, gates and μ of two layers";
+  for (const Buffer& b : m->buffers()) {
+    if (!b.name.ends_with("router.P")) continue;
+    EXPECT_FALSE(same_bits(b.tensor, before.at(b.name))) << b.name << ": prototypes move, too";
+  }
+  for (const auto& [name, tensor] : run.optimizer_tensors()) {
+    if (routes(name)) continue;
+    EXPECT_TRUE(same_bits(tensor, Tensor::zeros(tensor.shape(), tensor.dtype()))) << name;
+  }
+  run.step();
+  for (const Parameter& p : m->parameters()) {
+    EXPECT_FALSE(same_bits(p.variable.value(), before.at(p.name))) << p.name;
+  }
+}
+
+TEST_F(FrozenStart, ResumesInItsMiddleBitForBit) {
+  const TemporaryFolder folder;
+  const std::string path = folder.file("checkpoint");
+  const auto whole = model(3);
+  Trainer expected = trainer(*whole);
+  {
+    const auto first = model(3);
+    Trainer run = trainer(*first);
+    for (int i = 0; i < 3; ++i) {
+      run.step();
+      expected.step();
+    }
+    save_checkpoint(path,
+                    {"{}", run.state_json(), module_tensors(*first), run.optimizer_tensors()});
+  }
+  const auto second = model(99);
+  Trainer run = trainer(*second);
+  const Checkpoint saved = load_checkpoint(path);
+  restore_module(*second, saved.model, path);
+  run.restore(saved.optimizer, saved.state, path);
+  while (!run.finished()) EXPECT_EQ(run.step().loss, expected.step().loss) << run.steps_done();
+  for (const auto& [name, tensor] : module_tensors(*second)) {
+    const auto all = copies(module_tensors(*whole));
+    EXPECT_TRUE(same_bits(tensor, all.at(name))) << name;
+  }
+}
+
+TEST_F(FrozenStart, RoutesAtFullAlphaAndThenRampsFromZero) {
+  const auto m = model(3);
+  TrainerConfig c = config();
+  c.alpha = {.kind = AlphaSchedule::Kind::ramp, .steps = 4};
+  std::vector<double> alphas;
+  Trainer run(*m, c, [&](std::int64_t i) {
+    alphas.push_back(aspa_layer(*m, 0)->alpha());
+    return batch_of(i);
+  });
+  while (!run.finished()) run.step();
+  EXPECT_EQ(alphas, (std::vector<double>{1, 1, 1, 1, 1, 0, 0.25, 0.5, 0.75}));
+}
+
+TEST_F(FrozenStart, IsForModelsThatRoute) {
+  const auto m = make_model(small_options(), arm_named("dense", "arm"), kVocab, 3);
+  const auto plain = make_model(small_options(), arm_named("dense", "arm"), kVocab, 3);
+  Trainer run = trainer(*m);
+  const auto expected = losses(*plain, 9);
+  for (const double loss : expected) EXPECT_EQ(run.step().loss, loss);
 }
 
 TEST(Trainer, LossThatIsNotANumberChangesNothing) {

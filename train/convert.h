@@ -12,9 +12,10 @@
 namespace proteus {
 
 /// Options of the ASPA model made from a dense one: those of the dense checkpoint, with what `call`
-/// gives about ASPA and its context. Routed heads are the dense heads that are not shared, and are
-/// rotated whole, as dense heads are. Throws ConfigError for an arm that is not dense or
-/// dense_shift, and for numbers of heads that do not add up.
+/// gives about ASPA and its context, which learned positions can only shorten. Routed heads are the
+/// dense heads that are not shared, and are rotated whole, as dense heads are, or not at all where
+/// positions are learned. Throws ConfigError for an arm that is not dense or dense_shift, and for
+/// numbers of heads that do not add up.
 Options converted_options(const SavedModel& dense, const Options& call);
 
 /// The ASPA model of `options` with the weights of `dense`; its heads' order is kept, shared ones

@@ -1,5 +1,6 @@
 #include "train/generate.h"
 
+#include <algorithm>
 #include <chrono>
 #include <optional>
 #include <span>
@@ -143,8 +144,9 @@ Generated generate(Transformer& model, const Tokenizer& tokenizer, const Samplin
     const auto begin = std::chrono::steady_clock::now();
     const Tensor logits = next.logits(ids);
     budget.observe(std::chrono::steady_clock::now() - begin);
-    const std::span<const float> row(logits.data<float>(),
-                                     static_cast<std::size_t>(logits.numel()));
+    // A model may have more ids than its tokenizer: GPT-2's table is often padded.
+    const std::span<const float> row(logits.data<float>(), static_cast<std::size_t>(std::min(
+                                                               logits.numel(), tokenizer.vocab())));
     std::vector<Candidate> list = candidates(row, config);
     if (consensus.present()) agreement.add(consensus.heads());
     if (config.top_a != TopA::off) {

@@ -23,6 +23,8 @@ DenseAttentionConfig dense_config(const Options& o, const Arm& arm) {
   c.head_width = o.model.head_width;
   c.key_shift = arm.key_shift;
   c.output_gate = arm.output_gate;
+  c.rope = o.model.positions == "rope";
+  c.bias = o.model.bias;
   c.dropout = o.model.dropout;
   return c;
 }
@@ -82,9 +84,11 @@ AspaConfig aspa_config(const Options& options, const Arm& arm, std::uint64_t see
   c.sink = !o.no_sink;
   c.query_gate = !o.no_query_gate;
   c.key_bias = !o.no_key_bias;
-  c.routed_rope = o.rope == "none"   ? RopeSpan::none
-                  : o.rope == "full" ? RopeSpan::full
-                                     : RopeSpan::half;
+  c.bias = options.model.bias;
+  c.shared_rope = options.model.positions == "rope";
+  c.routed_rope = o.rope == "none" || !c.shared_rope ? RopeSpan::none
+                  : o.rope == "full"                 ? RopeSpan::full
+                                                     : RopeSpan::half;
   c.leaky_selection = arm.leaky;
   c.dropout = options.model.dropout;
   return c;
@@ -135,6 +139,8 @@ std::unique_ptr<Transformer> make_model(const Options& options, const Arm& arm, 
   config.mlp = o.mlp == "swiglu" ? MlpKind::swiglu : MlpKind::gelu;
   config.mlp_width = o.mlp_width;
   config.norm = o.norm == "rms" ? NormKind::rms : NormKind::layer;
+  config.bias = o.bias;
+  config.learned_positions = o.positions == "learned";
   config.dropout = o.dropout;
   config.recompute = o.recompute;
   config.compute = options.common.dtype == "bf16" ? DType::bf16 : DType::f32;
@@ -172,7 +178,16 @@ double parameters_about(const Options& options, const Arm& arm, std::int64_t voc
   } else {
     layer += real(m.heads) * kHeadMatrices * C * D;
   }
-  return real(vocab) * C + real(m.layers) * layer;
+  const double positions = m.positions == "learned" ? real(m.context) * C : 0;
+  return real(vocab) * C + positions + real(m.layers) * layer;
+}
+
+bool routes(std::string_view parameter) {
+  const auto part_of = [&](std::string_view module) {
+    return parameter.find(module) != std::string_view::npos;
+  };
+  return part_of(".router.") || part_of(".salience.") || parameter.ends_with(".sink") ||
+         parameter.ends_with(".mu") || parameter.ends_with(".shared_gate.weight");
 }
 
 AspaAttention* aspa_layer(const Transformer& model, std::int64_t layer) {

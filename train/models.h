@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "aspa/attention.h"
 #include "aspa/experts.h"
@@ -22,6 +23,10 @@ std::unique_ptr<Attention> make_attention(const Options& options, const Arm& arm
 /// About how many parameters and numbers of state make_model would allocate: the large matrices and
 /// tables. In floating point, so that no sizes overflow it.
 double parameters_about(const Options& options, const Arm& arm, std::int64_t vocab);
+
+/// Whether a parameter of this name is of what ASPA adds to dense layers: router, token salience,
+/// output gates, sinks, key shift.
+bool routes(std::string_view parameter);
 
 /// The layer's ASPA attention, or null if it is another.
 AspaAttention* aspa_layer(const Transformer& model, std::int64_t layer);

@@ -56,6 +56,9 @@ Specs model_options() {
       {"mlp-width", "N", "hidden width of an MLP; 0 = 4 times the width, of swiglu 8/3", g,
        PROTEUS_FIELD(model.mlp_width)},
       {"norm", "KIND", "layer or rms", g, PROTEUS_FIELD(model.norm)},
+      {"positions", "KIND", "rope (rotary), or learned: one vector per token of the context", g,
+       PROTEUS_FIELD(model.positions)},
+      {"bias", "", "biases in norms, attention and MLPs", g, PROTEUS_FIELD(model.bias)},
       {"dropout", "X", "share of activations dropped in training", g, PROTEUS_FIELD(model.dropout)},
       {"recompute", "", "save memory: recompute activations in the backward pass", g,
        PROTEUS_FIELD(model.recompute)},
@@ -110,7 +113,7 @@ Specs aspa_specs() {
       {"gates-per-head", "N", "gates of each routed head", g, PROTEUS_FIELD(aspa.gates_per_head)},
       {"routing-width", "N", "width R of the router", g, PROTEUS_FIELD(aspa.routing_width)},
       {"lambda", "X", "initial weight of the prototypes", g, PROTEUS_FIELD(aspa.lambda)},
-      {"rope", "PART", "rotated part of routed heads: half, full or none", g,
+      {"rope", "PART", "rotated part of routed heads, with --positions rope: half, full or none", g,
        PROTEUS_FIELD(aspa.rope)},
       {"no-prototypes", "", "route without prototypes", g, PROTEUS_FIELD(aspa.no_prototypes)},
       {"frozen-router", "", "leave the router as drawn", g, PROTEUS_FIELD(aspa.frozen_router)},
@@ -175,6 +178,8 @@ Specs training_options() {
       {"schedule", "KIND", "cosine or constant", g, PROTEUS_FIELD(training.schedule)},
       {"grad-accum", "N", "batches whose gradients make one step", g,
        PROTEUS_FIELD(training.grad_accum)},
+      {"freeze-steps", "N", "first steps, of ASPA alone: at full alpha, only what routes learns", g,
+       PROTEUS_FIELD(training.freeze_steps)},
       {"log-every", "N", "steps between lines of metrics.jsonl", g,
        PROTEUS_FIELD(training.log_every)},
       {"eval-every", "N", "steps between evaluations; 0 = at the end only", g,
@@ -247,7 +252,7 @@ Specs other_options() {
        Group::sampling, PROTEUS_FIELD(sampling.latency_budget)},
       {"cache-dtype", "TYPE", "of keys and values that are remembered: f32 or int8",
        Group::sampling, PROTEUS_FIELD(sampling.cache_dtype)},
-      {"preset", "NAME", "tiny or baby", Group::duel, PROTEUS_FIELD(duel.preset)},
+      {"preset", "NAME", "tiny, baby or gpt2", Group::duel, PROTEUS_FIELD(duel.preset)},
       {"arms", "LIST", "models to compare, with commas", Group::duel, PROTEUS_FIELD(duel.arms)},
       {"seeds", "N", "runs of every arm, with seeds seed, seed+1, …", Group::duel,
        PROTEUS_FIELD(duel.seeds)},
@@ -284,6 +289,10 @@ Specs other_options() {
        PROTEUS_FIELD(checkpoint.checkpoint)},
       {"resume", "", "go on from the checkpoint", Group::checkpoint,
        PROTEUS_FIELD(checkpoint.resume)},
+      {"from-gpt2", "DIR", "read a Hugging Face folder of a GPT-2 instead of a checkpoint",
+       Group::convert, PROTEUS_FIELD(convert.from_gpt2)},
+      {"to-gpt2", "DIR", "write such a folder instead of a checkpoint", Group::convert,
+       PROTEUS_FIELD(convert.to_gpt2)},
       {"part", "NAME", "gates of attention or mlp", Group::gates, PROTEUS_FIELD(gates.part)},
       {"edit", "NAME", "clone, merge, prune, re-home, add-head or prune-head; default: show",
        Group::gates, PROTEUS_FIELD(gates.edit)},
@@ -335,9 +344,10 @@ bool contains(const std::vector<std::string_view>& names, std::string_view name)
 }  // namespace
 
 std::string_view title_of(Group group) {
-  constexpr std::string_view kTitles[] = {
-      "Common", "Data",  "Shards", "Model",      "ASPA",  "Training", "Sampling", "Duel",
-      "Recall", "Sweep", "Stream", "Checkpoint", "Gates", "Inspect",  "Report",   "Doctor"};
+  constexpr std::string_view kTitles[] = {"Common",   "Data",       "Shards",  "Model",  "ASPA",
+                                          "Training", "Sampling",   "Duel",    "Recall", "Sweep",
+                                          "Stream",   "Checkpoint", "Convert", "Gates",  "Inspect",
+                                          "Report",   "Doctor"};
   return kTitles[static_cast<std::size_t>(group)];
 }
 
@@ -396,11 +406,11 @@ const std::vector<CommandSpec>& command_specs() {
        {"width", "heads", "head-width", "alpha", "shared-heads", "shared-window", "k", "window",
         "anchors", "checkpoint", "prompt", "sample-tokens", "temperature"},
        {"dtype"}},
-      {{"convert", "a dense checkpoint as an ASPA one, the same function at alpha 0"},
+      {{"convert", "a dense checkpoint as an ASPA one, or GPT-2 in and out"},
        "proteus convert --checkpoint runs/dense/checkpoint --save runs/aspa/checkpoint "
        "--alpha-schedule ramp",
-       {common, aspa},
-       {"checkpoint", "save", "context"},
+       {common, convert, aspa},
+       {"checkpoint", "save", "context", "tokenizer"},
        {"experts", "expert-k", "expert-width", "expert-router"}},
       {{"data", "turn text into files of token ids, or show such files"},
        "proteus data --data shakespeare.txt --tokenizer bpe --vocab-size 1024 --out data/bpe",

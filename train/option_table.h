@@ -26,6 +26,7 @@ enum class Group : std::uint8_t {
   sweep,
   stream,
   checkpoint,
+  convert,
   gates,
   inspect,
   report,

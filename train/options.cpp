@@ -303,6 +303,7 @@ Options resumed(const Options& saved, const Options& call) {
     const std::string after = text_of(spec->field(options));
     const bool free =
         spec->group == Group::training || spec->name == "data" ||
+        (spec->name == "context" && saved.model.positions == "rope") ||
         (spec->group == Group::common && spec->name != "seed" && spec->name != "dtype") ||
         (spec->group == Group::checkpoint && spec->name != "model");
     if (!free && before != after) {

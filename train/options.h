@@ -41,6 +41,8 @@ struct ModelOptions {
   std::string mlp = "gelu";
   std::int64_t mlp_width = 0;  ///< hidden width; 0 = the usual one
   std::string norm = "layer";
+  std::string positions = "rope";
+  bool bias = false;
   double dropout = 0;
   bool recompute = false;
 };
@@ -116,6 +118,7 @@ struct TrainingOptions {
   std::string optimizer = "adamw";
   std::string schedule = "cosine";
   std::int64_t grad_accum = 1;
+  std::int64_t freeze_steps = 0;
   std::int64_t log_every = 10;
   std::int64_t eval_every = 500;      ///< 0 = at the end only
   std::int64_t eval_batches = 0;      ///< 0 = all
@@ -189,6 +192,11 @@ struct CheckpointOptions {
   bool resume = false;
 };
 
+struct ConvertOptions {
+  std::string from_gpt2;  ///< a Hugging Face folder to read instead of a checkpoint
+  std::string to_gpt2;    ///< one to write instead of a checkpoint
+};
+
 struct GatesOptions {
   std::string part = "attention";
   std::string edit;         ///< empty = show
@@ -229,6 +237,7 @@ struct Options {
   SweepOptions sweep;
   StreamOptions stream;
   CheckpointOptions checkpoint;
+  ConvertOptions convert;
   GatesOptions gates;
   ReportOptions report;
   OutputOptions output;

@@ -84,7 +84,8 @@ void check_model(const ModelOptions& o) {
   check_range("context", o.context, 1, std::int64_t{1} << 30);
   check_range("heads", o.heads, 1, kMostSize);
   check_range("head-width", o.head_width, 2, 4096);
-  if (o.head_width % 2 != 0) {
+  check_one_of("positions", o.positions, {"rope", "learned"});
+  if (o.positions == "rope" && o.head_width % 2 != 0) {
     throw ConfigError(
         fmt::format("--head-width: expected an even number (rotary positions turn pairs), got {}; "
                     "--width is {}, --heads {}",
@@ -96,7 +97,7 @@ void check_model(const ModelOptions& o) {
   check_below_one("dropout", o.dropout);
 }
 
-void check_routed_heads(const AspaOptions& o, std::int64_t head_width) {
+void check_routed_heads(const AspaOptions& o, const ModelOptions& model) {
   check_range("k", o.k, 1, kMostSize);
   if (o.k > o.routed_heads) {
     throw ConfigError(
@@ -127,15 +128,15 @@ void check_routed_heads(const AspaOptions& o, std::int64_t head_width) {
   check_one_of("bank-eviction", o.bank_eviction, {"score", "fifo", "random"});
   check_range("gates-per-head", o.gates_per_head, 1, 4096);
   check_range("routing-width", o.routing_width, 1, kMostSize);
-  if (o.rope == "half" && head_width % 4 != 0) {
+  if (model.positions == "rope" && o.rope == "half" && model.head_width % 4 != 0) {
     throw ConfigError(
         fmt::format("--head-width: expected a multiple of 4 (half of a routed head is "
                     "rotated in pairs), got {}; or use --rope full",
-                    head_width));
+                    model.head_width));
   }
 }
 
-void check_aspa(const AspaOptions& o, std::int64_t head_width) {
+void check_aspa(const AspaOptions& o, const ModelOptions& model) {
   check_unit("alpha", o.alpha);
   check_one_of("alpha-schedule", o.alpha_schedule, {"fixed", "ramp", "sample"});
   check_range("alpha-ramp", o.alpha_ramp, 1, kMostCount);
@@ -155,7 +156,7 @@ void check_aspa(const AspaOptions& o, std::int64_t head_width) {
   if (o.shared_heads > 0) check_range("shared-window", o.shared_window, 1, std::int64_t{1} << 30);
   check_range("anchors", o.anchors, 0, std::int64_t{1} << 30);
   check_one_of("rope", o.rope, {"half", "full", "none"});
-  if (o.routed_heads > 0) check_routed_heads(o, head_width);
+  if (o.routed_heads > 0) check_routed_heads(o, model);
   if (!std::isfinite(o.lambda)) {
     throw ConfigError(fmt::format("--lambda: expected a finite number, got {}", o.lambda));
   }
@@ -185,6 +186,10 @@ void check_experts(const AspaOptions& o, const ModelOptions& model) {
   check_range("expert-width", o.expert_width, 0, kMostSize);
   check_one_of("expert-router", o.expert_router, {"own", "attention"});
   if (o.experts == 0) return;
+  if (model.bias) {
+    throw ConfigError(fmt::format(
+        "--experts: expected 0 with --bias, got {}; experts have no biases", o.experts));
+  }
   const ExpertWidths widths = expert_widths(o, model);
   if (widths.k > o.experts) {
     throw ConfigError(
@@ -237,6 +242,7 @@ void check_training(const TrainingOptions& o) {
   check_one_of("optimizer", o.optimizer, {"adamw", "sgd"});
   check_one_of("schedule", o.schedule, {"cosine", "constant"});
   check_range("grad-accum", o.grad_accum, 1, kMostSize);
+  check_range("freeze-steps", o.freeze_steps, 0, kMostCount);
   check_range("log-every", o.log_every, 1, kMostCount);
   check_range("eval-every", o.eval_every, 0, kMostCount);
   check_range("eval-batches", o.eval_batches, 0, kMostCount);
@@ -367,6 +373,35 @@ void check_causal(const std::string& model) {
       model));
 }
 
+void check_frozen(const Options& o) {
+  if (o.command != "train" || o.training.freeze_steps == 0) return;
+  if (arm_named(o.checkpoint.model, "--model").aspa) return;
+  throw ConfigError(fmt::format(
+      "--freeze-steps: expected 0 with --model {}, which has no router that could learn, got {}",
+      o.checkpoint.model, o.training.freeze_steps));
+}
+
+// One thing is read and one is written.
+void check_convert(const Options& o) {
+  const bool from_gpt2 = !o.convert.from_gpt2.empty();
+  const bool to_gpt2 = !o.convert.to_gpt2.empty();
+  if (from_gpt2 == !o.checkpoint.checkpoint.empty()) {
+    throw ConfigError(fmt::format(
+        "--checkpoint: expected the folder of a trained model{}; proteus train makes one",
+        from_gpt2 ? " or --from-gpt2 DIR, got both" : " or --from-gpt2 DIR, got nothing"));
+  }
+  if (to_gpt2 == !o.gates.save.empty()) {
+    throw ConfigError(
+        fmt::format("--save: expected the folder of the new checkpoint or --to-gpt2 "
+                    "DIR, got {}",
+                    to_gpt2 ? "both" : "nothing"));
+  }
+  if (from_gpt2 && to_gpt2) {
+    throw ConfigError(
+        "--to-gpt2: expected --checkpoint with it, got --from-gpt2; that is one already");
+  }
+}
+
 }  // namespace
 
 SamplerConfig sampler_config(const SamplingOptions& o) {
@@ -381,7 +416,7 @@ void validate(const Options& o) {
   check_common(o.common);
   check_data(o.data);
   check_model(o.model);
-  check_aspa(o.aspa, o.model.head_width);
+  check_aspa(o.aspa, o.model);
   check_experts(o.aspa, o.model);
   check_training(o.training);
   check_sampling(o.sampling);
@@ -389,6 +424,7 @@ void validate(const Options& o) {
   check_sweep(o.sweep);
   check_top_a_arms(o);
   check_causal(o.checkpoint.model);
+  check_frozen(o);
   if (recall) {
     check_unit("stop-at", o.recall.stop_at);
     check_shortlist(o.stream);
@@ -402,8 +438,8 @@ void validate(const Options& o) {
   }
   check_not_negative("noise", o.gates.noise);
   check_not_negative("most-usage", o.gates.most_usage);
-  if ((o.command == "eval" || o.command == "sample" || o.command == "gates" ||
-       o.command == "convert") &&
+  if (o.command == "convert") check_convert(o);
+  if ((o.command == "eval" || o.command == "sample" || o.command == "gates") &&
       o.checkpoint.checkpoint.empty()) {
     throw ConfigError(
         "--checkpoint: expected the folder of a trained model, got nothing; proteus train makes "

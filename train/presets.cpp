@@ -1,5 +1,6 @@
-// Presets and arms. `tiny` is nanoGPT's CPU configuration, `baby` its character-level one; `mqar`
-// is the configuration of `recall`, `layer` that of `sweep`.
+// Presets and arms. `tiny` is nanoGPT's CPU configuration, `baby` its character-level one, `gpt2`
+// the smallest GPT-2 (124M parameters) with the training of nanoGPT's reproduction; `mqar` is the
+// configuration of `recall`, `layer` that of `sweep`.
 #include <fmt/format.h>
 
 #include "nn/mlp.h"
@@ -74,6 +75,30 @@ void set_baby(Options& o) {
   o.training.eval_every = 250;
 }
 
+void set_gpt2(Options& o) {
+  o.data.tokenizer = "bpe";
+  o.data.vocab_size = 50257;
+  o.model.layers = 12;
+  o.model.width = 768;
+  o.model.context = 1024;
+  o.model.head_width = 64;
+  o.model.positions = "learned";
+  o.model.bias = true;
+  o.aspa.shared_window = 256;
+  o.aspa.routed_heads = 16;
+  o.aspa.k = 4;
+  o.aspa.window = 256;
+  o.training.batch = 12;
+  o.training.grad_accum = 40;
+  o.training.steps = 600'000;
+  o.training.lr = 6e-4;
+  o.training.min_lr = 6e-5;
+  o.training.warmup = 2000;
+  o.training.beta2 = 0.95;
+  o.training.eval_every = 1000;
+  o.training.eval_batches = 200;
+}
+
 void set_mqar(Options& o) {
   o.model.layers = 2;
   o.model.context = 128;
@@ -125,6 +150,8 @@ std::string_view first_preset(std::string_view command) {
 void apply_preset(Options& options, std::string_view preset, Levels& levels) {
   if (preset == "baby") {
     set_baby(options);
+  } else if (preset == "gpt2") {
+    set_gpt2(options);
   } else if (preset == "mqar") {
     set_mqar(options);
   } else if (preset == "layer") {
@@ -132,7 +159,7 @@ void apply_preset(Options& options, std::string_view preset, Levels& levels) {
   } else if (preset == "stream") {
     set_stream(options);
   } else if (preset != "tiny") {
-    throw ConfigError(fmt::format("--preset: expected tiny or baby, got '{}'", preset));
+    throw ConfigError(fmt::format("--preset: expected tiny, baby or gpt2, got '{}'", preset));
   }
   options.duel.preset = preset;
   // A head width given by the preset yields to a number of heads given by the user.

@@ -224,6 +224,7 @@ TrainerConfig trainer_config(const Options& options, std::uint64_t seed) {
   c.weight_decay = o.weight_decay;
   c.clip = o.clip;
   c.grad_accum = o.grad_accum;
+  c.freeze_steps = o.freeze_steps;
   using Kind = AlphaSchedule::Kind;
   c.alpha.kind = options.aspa.alpha_schedule == "ramp"     ? Kind::ramp
                  : options.aspa.alpha_schedule == "sample" ? Kind::sampled

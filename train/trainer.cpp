@@ -85,6 +85,27 @@ class ScheduledAlpha {
   std::vector<std::pair<Gated*, double>> parts_;
 };
 
+/// Parameters that get no gradient, and so no update, until the end of the scope.
+class FrozenParameters {
+ public:
+  FrozenParameters(const std::vector<ParameterRef>& parameters, bool on) {
+    if (!on) return;
+    for (const ParameterRef& p : parameters) {
+      if (routes(p.name)) continue;
+      p.variable.set_requires_grad(false);
+      frozen_.push_back(p.variable);
+    }
+  }
+  ~FrozenParameters() {
+    for (const Variable& v : frozen_) v.set_requires_grad(true);
+  }
+  FrozenParameters(const FrozenParameters&) = delete;
+  FrozenParameters& operator=(const FrozenParameters&) = delete;
+
+ private:
+  std::vector<Variable> frozen_;
+};
+
 }  // namespace
 
 Trainer::Trainer(Transformer& model, const TrainerConfig& config, BatchSource batch)
@@ -133,7 +154,10 @@ void Trainer::queue_step() {
   model_.set_training(true);
   optimizer_->zero_grad();
   const std::int64_t step = steps_done();
-  const ScheduledAlpha alpha(model_, config_.alpha, step);
+  const bool frozen = step < config_.freeze_steps && !gated_parts(model_).empty();
+  const FrozenParameters kept(optimizer_->parameters(), frozen);
+  const ScheduledAlpha alpha(model_, frozen ? AlphaSchedule{} : config_.alpha,
+                             step - config_.freeze_steps);
   StepResult result;
   result.step = step + 1;
   result.lr = learning_rate();

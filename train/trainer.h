@@ -37,7 +37,11 @@ struct TrainerConfig {
   double clip = 1;              ///< largest global gradient norm; 0 = do not clip
   std::int64_t grad_accum = 1;  ///< batches whose mean gradient makes one step
   bool record = true;           ///< steps are recorded and replayed where that is possible
-  /// alpha of ASPA layers during a step; between steps they have their own.
+  /// First steps of a model with ASPA layers in which nothing but what they add to dense ones is
+  /// updated (see routes), at their own alpha: a router learns where the heads are that it finds.
+  std::int64_t freeze_steps = 0;
+  /// alpha of ASPA layers during a step, counted from the end of these; between steps they have
+  /// their own.
   AlphaSchedule alpha;
 };
 

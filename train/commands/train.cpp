@@ -15,6 +15,7 @@ int run_train(const Options& given) {
   Options options = given;
   std::int64_t resumed_step = -1;
   std::optional<Tokenizer> tokenizer;
+  std::int64_t vocab = 0;
   if (options.checkpoint.resume) {
     const std::string path = options.checkpoint.checkpoint.empty()
                                  ? options.common.out + "/checkpoint"
@@ -32,6 +33,7 @@ int run_train(const Options& given) {
       throw FileError(path + ": this checkpoint has no tokenizer; it was not trained on text");
     }
     tokenizer = Tokenizer::from_json(saved.tokenizer, path);
+    vocab = saved.vocab;
   }
   const Dataset dataset = tokenizer ? open_dataset(options, *tokenizer) : open_dataset(options);
   options = resolved_for(options, dataset.tokens(Split::train));
@@ -42,7 +44,8 @@ int run_train(const Options& given) {
   config.seed = static_cast<std::uint64_t>(options.common.seed);
   config.checkpoint = checkpoint_path(options, folder);
   config.resume = options.checkpoint.resume;
-  const Task task = text_task(options, dataset, config.seed);
+  Task task = text_task(options, dataset, config.seed);
+  task.vocab = std::max(task.vocab, vocab);  // a model may have more ids than its tokenizer
   std::unique_ptr<Transformer> model;
   const RunResult result =
       run_session(options, arm_named(options.checkpoint.model, "--model"), task, config, folder,
