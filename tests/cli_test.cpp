@@ -437,5 +437,23 @@ TEST(Cli, ADenseModelIsConvertedAndTrainedOn) {
   EXPECT_EQ(run(folder, {"convert", "--checkpoint", "nowhere", "--save", "x"}).code, 3);
 }
 
+TEST(Cli, Gpt2ComesInIsTrainedOnAndGoesOut) {
+  const TemporaryFolder folder;
+  folder.write("t.txt", std::string(3000, 'a'));
+  const std::string theirs = PROTEUS_FIXTURES "/gpt2/text";
+  const auto ok = [&](const Args& args) {
+    const Outcome o = Program(folder, args).wait();
+    EXPECT_EQ(o.code, 0) << o.err;
+  };
+  ok({"convert", "--from-gpt2", theirs, "--save", "in", "--tokenizer", "byte"});
+  ok({"sample", "--checkpoint", "in", "--sample-tokens", "20", "--out", "s"});
+  ok({"convert", "--checkpoint", "in", "--to-gpt2", "same"});
+  ok({"train", "--resume", "--checkpoint", "in", "--data", "t.txt", "--steps", "3", "--out", "o"});
+  ok({"convert", "--checkpoint", "in", "--to-gpt2", "out"});
+  EXPECT_NE(folder.read("same/model.safetensors"), folder.read("out/model.safetensors"));
+  EXPECT_EQ(folder.read("same/config.json"), folder.read("out/config.json"));
+  ok({"convert", "--from-gpt2", "out", "--save", "again", "--tokenizer", "byte"});
+}
+
 }  // namespace
 }  // namespace proteus
