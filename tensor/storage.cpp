@@ -99,6 +99,9 @@ Storage::Storage(std::size_t bytes, Device device)
   stats.peak_bytes = std::max(stats.peak_bytes, stats.live_bytes);
 }
 
+Storage::Storage(void* data, std::size_t bytes, Device device, std::function<void()> release)
+    : data_(data), bytes_(bytes), device_(device), release_(std::move(release)) {}
+
 void Storage::move_to(Device device) {
   if (device == device_) return;
   Storage there(bytes_, device);
@@ -106,10 +109,15 @@ void Storage::move_to(Device device) {
   std::swap(data_, there.data_);
   std::swap(capacity_, there.capacity_);
   std::swap(device_, there.device_);
+  std::swap(release_, there.release_);
   bump_version();
 }
 
 Storage::~Storage() {
+  if (release_) {
+    release_();
+    return;
+  }
   std::unique_lock lock(pool().mutex);
   auto& stats = pool().stats[static_cast<std::size_t>(device_.type)];
   stats.live_bytes -= static_cast<std::int64_t>(bytes_);

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 
 #include "tensor/device.h"
@@ -23,12 +24,15 @@ void reset_peak_memory(DeviceType type);
 /// Gives cached blocks back to the system.
 void release_cached_memory();
 
-/// Owns its bytes. `version` counts in-place changes: the tape compares it to find out that a
+/// Owns its bytes, or holds somebody else's. `version` counts in-place changes: the tape compares it to find out that a
 /// tensor saved for backward was overwritten.
 class Storage {
  public:
   /// Uninitialised memory. Throws OutOfMemory, DeviceError.
   Storage(std::size_t bytes, Device device);
+  /// Memory of another owner, who is told by `release` when the last tensor on it is gone. It is
+  /// not counted in memory_stats().
+  Storage(void* data, std::size_t bytes, Device device, std::function<void()> release);
   ~Storage();
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
@@ -48,6 +52,7 @@ class Storage {
   std::size_t capacity_ = 0;
   Device device_;
   std::uint64_t version_ = 0;
+  std::function<void()> release_;  // set for memory of another owner
 };
 
 }  // namespace proteus
