@@ -51,12 +51,14 @@ endif()
 # `#pragma omp simd` needs the flag in every room; OpenMP's runtime is linked by tensor alone.
 target_compile_options(proteus_flags INTERFACE "$<${cxx}:-fopenmp-simd>")
 
-# proteus_room(name DEPENDS room… SOURCES file…): the static library proteus_<name> and its alias
-# proteus::<name>.
+# proteus_room(name DEPENDS room… SOURCES file…): the static library proteus_<name>. proteus::<name>
+# is what programs outside of the rooms link, with headers by the names that they have when installed:
+# <proteus/nn/transformer.h>.
+file(MAKE_DIRECTORY ${PROJECT_BINARY_DIR}/include)
+file(CREATE_LINK ${PROJECT_SOURCE_DIR} ${PROJECT_BINARY_DIR}/include/proteus SYMBOLIC)
 function(proteus_room name)
   cmake_parse_arguments(ROOM "" "" "DEPENDS;SOURCES" ${ARGN})
   add_library(proteus_${name} STATIC ${ROOM_SOURCES})
-  add_library(proteus::${name} ALIAS proteus_${name})
   set_target_properties(proteus_${name} PROPERTIES EXPORT_NAME ${name})
   target_compile_features(proteus_${name} PUBLIC cxx_std_20)
   target_include_directories(proteus_${name} PUBLIC
@@ -67,4 +69,8 @@ function(proteus_room name)
   foreach(dependency IN LISTS ROOM_DEPENDS)
     target_link_libraries(proteus_${name} PUBLIC proteus_${dependency})
   endforeach()
+  add_library(proteus_${name}_outside INTERFACE)
+  target_include_directories(proteus_${name}_outside INTERFACE ${PROJECT_BINARY_DIR}/include)
+  target_link_libraries(proteus_${name}_outside INTERFACE proteus_${name})
+  add_library(proteus::${name} ALIAS proteus_${name}_outside)
 endfunction()

@@ -1,4 +1,6 @@
-# Everything that is found rather than built. See the README for the Debian packages.
+# Everything that is found rather than built. See the README for the Debian packages. A project that
+# adds this one as a subdirectory links these libraries, too.
+set(CMAKE_FIND_PACKAGE_TARGETS_GLOBAL ON)
 find_package(Eigen3 3.4 REQUIRED NO_MODULE)
 find_package(OpenMP REQUIRED COMPONENTS CXX)
 find_package(CLI11 REQUIRED)
