@@ -24,8 +24,8 @@ void reset_peak_memory(DeviceType type);
 /// Gives cached blocks back to the system.
 void release_cached_memory();
 
-/// Owns its bytes, or holds somebody else's. `version` counts in-place changes: the tape compares it to find out that a
-/// tensor saved for backward was overwritten.
+/// Owns its bytes, or holds another's. `version` counts in-place changes: the tape compares it to
+/// find out that a tensor saved for backward was overwritten.
 class Storage {
  public:
   /// Uninitialised memory. Throws OutOfMemory, DeviceError.

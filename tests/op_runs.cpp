@@ -81,11 +81,6 @@ Outcome evaluate_there(const OpCase& c, const std::vector<Tensor>& inputs, DType
 
 }  // namespace
 
-const std::vector<OpFamily>& families() {
-  static const auto* list = new std::vector<OpFamily>(all_families());
-  return *list;
-}
-
 bool wants_gradient(const OpInput& input) {
   return input.differentiable && input.fill != Fill::index;
 }

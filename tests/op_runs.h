@@ -14,6 +14,7 @@
 
 namespace proteus::testing {
 
+/// What a test runs: tests/op_families.cpp, or with one more in tests/toy_op/families.cpp.
 const std::vector<OpFamily>& families();
 bool wants_gradient(const OpInput& input);
 bool is_differentiable(const OpCase& c);
