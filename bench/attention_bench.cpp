@@ -8,16 +8,12 @@
 #include <algorithm>
 #include <vector>
 
-#include "bench/fma_peak.h"
+#include "bench/against_peak.h"
 #include "tensor/ops/attention.h"
 #include "tensor/parallel.h"
 
 namespace proteus {
 namespace {
-
-using bench::fma_peak;
-using bench::seconds;
-using bench::Work;
 
 struct Problem {
   Tensor q, k, v, key_bias, sink;
@@ -66,30 +62,9 @@ Problem packed_problem(std::int64_t segments, std::int64_t length, std::int64_t 
   return p;
 }
 
-/// Calls `run` and the peak loop in turns.
-template <class Run>
-void measure(benchmark::State& state, double flops, Run&& run) {
-  const int repeats = 1 + static_cast<int>(5e8 / flops);  // long enough to time
-  Work attention;
-  Work peak;
-  run();
-  for (auto _ : state) {
-    const double start = seconds();
-    for (int r = 0; r < repeats; ++r) run();
-    const double taken = seconds() - start;
-    state.SetIterationTime(taken);
-    attention.seconds += taken;
-    attention.flops += flops * repeats;
-    fma_peak(peak);
-  }
-  state.counters["GFLOP/s"] = attention.rate() / 1e9;
-  state.counters["peak_GFLOP/s"] = peak.rate() / 1e9;
-  state.counters["percent_of_peak"] = 100 * attention.rate() / peak.rate();
-}
-
 void forward(benchmark::State& state, const Problem& p) {
   const double flops = 4.0 * static_cast<double>(p.q.size(2)) * visible_pairs(p.plan);
-  measure(state, flops, [&] {
+  bench::against_peak(state, flops, [&] {
     benchmark::DoNotOptimize(
         ops::attention(p.q, p.k, p.v, p.key_bias, p.sink, p.plan, p.options).out.raw());
   });
@@ -102,7 +77,7 @@ void backward(benchmark::State& state, const Problem& p) {
   const Tensor dq = Tensor::empty(p.q.shape(), p.q.dtype());
   const Tensor dk = Tensor::empty(p.k.shape(), p.k.dtype());
   const Tensor dv = Tensor::empty(p.v.shape(), p.v.dtype());
-  measure(state, flops, [&] {
+  bench::against_peak(state, flops, [&] {
     benchmark::DoNotOptimize(ops::attention_backward(p.q, p.k, p.v, p.key_bias, p.sink, p.plan,
                                                      p.options, saved, dout, dq, dk, dv));
   });

@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "bench/random_batch.h"
 #include "bench/slot_times.h"
 #include "cuda/device.h"
 #include "tensor/storage.h"
@@ -56,19 +57,6 @@ bool flag(int argc, char** argv, std::string_view name) {
   return false;
 }
 
-std::vector<Batch> random_batches(const Options& o, std::int64_t vocab) {
-  const Shape shape{o.training.batch, o.model.context};
-  std::vector<Batch> batches;
-  for (std::uint64_t i = 0; i < kBatches; ++i) {
-    const auto draw = [&](std::uint64_t stream) {
-      return Tensor::rand(shape, {7, stream}, DType::f64, 0, static_cast<double>(vocab))
-          .to(DType::i32);
-    };
-    batches.push_back({draw(2 * i), draw(2 * i + 1)});
-  }
-  return batches;
-}
-
 struct Run {
   Options options;
   std::unique_ptr<Transformer> model;
@@ -82,7 +70,9 @@ struct Run {
     options = parse_options("duel", words).options;
     model = make_model(options, arm_named(arm, "--arm"), m.vocab, 1);
     model->to(device);
-    batches = random_batches(options, m.vocab);
+    for (std::int64_t i = 0; i < kBatches; ++i) {
+      batches.push_back(random_batch(options.training.batch, options.model.context, m.vocab, i));
+    }
     TrainerConfig config;
     config.steps = 1 << 20;
     config.record = record;

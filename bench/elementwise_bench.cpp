@@ -5,10 +5,10 @@
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
-#include <chrono>
 #include <functional>
 #include <limits>
 
+#include "bench/fma_peak.h"
 #include "tensor/ops/elementwise.h"
 #include "tensor/ops/reduce.h"
 #include "tensor/ops/softmax.h"
@@ -22,10 +22,10 @@ constexpr std::int64_t kColumns = 768;
 constexpr std::int64_t kCount = kRows * kColumns;
 constexpr std::int64_t kGrain = 16384;
 
-double seconds(const std::function<void()>& f) {
-  const auto begin = std::chrono::steady_clock::now();
+double seconds_of(const std::function<void()>& f) {
+  const double begin = bench::seconds();
   f();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  return bench::seconds() - begin;
 }
 
 struct Triad {
@@ -56,8 +56,8 @@ void against_triad(benchmark::State& state, const std::function<void()>& op, DTy
   op();
   triad.run();
   for (auto _ : state) {
-    triad_time = std::min(triad_time, seconds([&] { triad.run(); }));
-    const double t = seconds(op);
+    triad_time = std::min(triad_time, seconds_of([&] { triad.run(); }));
+    const double t = seconds_of(op);
     op_time = std::min(op_time, t);
     state.SetIterationTime(t);
   }

@@ -5,16 +5,12 @@
 
 #include <vector>
 
-#include "bench/fma_peak.h"
+#include "bench/against_peak.h"
 #include "tensor/ops/gemm.h"
 #include "tensor/parallel.h"
 
 namespace proteus {
 namespace {
-
-using bench::fma_peak;
-using bench::seconds;
-using bench::Work;
 
 struct Operands {
   Tensor x, weight, bias, dy, pre;
@@ -33,22 +29,7 @@ void measure(benchmark::State& state, DType dtype, Call&& call) {
                    .pre = Tensor::randn({rows, in}, {5, 0}, dtype)};
   const double flops =
       2.0 * static_cast<double>(rows) * static_cast<double>(in) * static_cast<double>(out);
-  const int repeats = 1 + static_cast<int>(2e9 / flops);  // long enough to time
-  Work gemm;
-  Work peak;
-  call(o);
-  for (auto _ : state) {
-    const double start = seconds();
-    for (int r = 0; r < repeats; ++r) benchmark::DoNotOptimize(call(o).raw());
-    const double taken = seconds() - start;
-    state.SetIterationTime(taken);
-    gemm.seconds += taken;
-    gemm.flops += flops * repeats;
-    fma_peak(peak);
-  }
-  state.counters["GFLOP/s"] = gemm.rate() / 1e9;
-  state.counters["peak_GFLOP/s"] = peak.rate() / 1e9;
-  state.counters["percent_of_peak"] = 100 * gemm.rate() / peak.rate();
+  bench::against_peak(state, flops, [&] { benchmark::DoNotOptimize(call(o).raw()); });
   set_num_threads(0);
 }
 

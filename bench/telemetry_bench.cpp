@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/random_batch.h"
 #include "tensor/parallel.h"
 #include "train/models.h"
 #include "train/report.h"
@@ -34,16 +35,11 @@ double median(std::vector<double> values) {
 int run(int rounds) {
   set_num_threads(1);
   const Options options = parse_options("duel", {"--preset", "tiny"}).options;
-  const Shape shape{options.training.batch, options.model.context};
   auto model = make_model(options, arm_named("aspa", "arm"), kVocab, 1);
   TrainerConfig config;
   config.steps = 1 << 20;
-  Trainer trainer(*model, config, [&](std::int64_t i) -> Batch {
-    const auto draw = [&](std::int64_t stream) {
-      const RngKey key{7, static_cast<std::uint64_t>(stream)};
-      return Tensor::rand(shape, key, DType::f64, 0, kVocab).to(DType::i32);
-    };
-    return {draw(2 * i), draw(2 * i + 1)};
+  Trainer trainer(*model, config, [&](std::int64_t i) {
+    return bench::random_batch(options.training.batch, options.model.context, kVocab, i);
   });
   RoutingLog log;
   std::size_t written = 0;

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/random_batch.h"
 #include "tensor/parallel.h"
 #include "train/memory.h"
 #include "train/models.h"
@@ -22,15 +23,6 @@ namespace {
 
 constexpr std::int64_t kVocab = 65;
 
-Batch random_batch(const Options& o, std::int64_t index) {
-  const Shape shape{o.training.batch, o.model.context};
-  const auto stream = static_cast<std::uint64_t>(2 * index);
-  const auto draw = [&](std::uint64_t s) {
-    return Tensor::rand(shape, {7, s}, DType::f64, 0, kVocab).to(DType::i32);
-  };
-  return {draw(stream), draw(stream + 1)};
-}
-
 int run(const std::string& preset, const std::string& arm, int threads, double seconds) {
   using Clock = std::chrono::steady_clock;
   set_num_threads(threads);
@@ -39,7 +31,9 @@ int run(const std::string& preset, const std::string& arm, int threads, double s
   auto model = make_model(options, arm_named(arm, "arm"), kVocab, 1);
   TrainerConfig config;
   config.steps = 1 << 20;
-  Trainer trainer(*model, config, [&](std::int64_t i) { return random_batch(options, i); });
+  Trainer trainer(*model, config, [&](std::int64_t i) {
+    return bench::random_batch(options.training.batch, options.model.context, kVocab, i);
+  });
   for (int i = 0; i < 2; ++i) trainer.step();
   std::vector<double> times;
   const auto begin = Clock::now();
