@@ -20,6 +20,7 @@
 #include "autograd/view.h"
 #include "cuda/device.h"
 #include "cuda/stream.h"
+#include "tensor/dlpack.h"
 #include "tensor/error.h"
 #include "tensor/ops/dropout.h"
 #include "tensor/ops/elementwise.h"
@@ -410,6 +411,16 @@ TEST(CudaStreams, WorkOfAScopeFollowsWhatWasQueuedBefore) {
   }
   EXPECT_EQ(max(Variable(x)).value().item(), 40);
   EXPECT_EQ(max(Variable(ops::affine(x, -1, 0))).value().item(), -40);
+}
+
+TEST(CudaDlpack, TensorsLeaveAndComeBackInPlace) {
+  PROTEUS_NEED_GPU();
+  const Tensor x = Tensor::from({1, 2, 3, 4, 5, 6}, {2, 3}, DType::f32, gpu());
+  dlpack::ManagedTensor* m = dlpack::export_tensor(ops::affine(x, 2, 0).transpose(0, 1));
+  EXPECT_EQ(m->tensor.device.type, dlpack::kCudaCode);
+  const Tensor back = dlpack::import_tensor(m);
+  EXPECT_EQ(back.device(), gpu());
+  EXPECT_EQ(ops::affine(back, 1, 1).to_vector(), (std::vector<double>{3, 9, 5, 11, 7, 13}));
 }
 
 }  // namespace
