@@ -27,26 +27,28 @@ struct AttentionBench {
   }
 };
 
+/// Normal numbers on a device. They are made on the host: a slab of rows, repeated.
+inline Tensor random_rows(const Shape& shape, std::uint64_t stream, DType dtype, Device device) {
+  constexpr std::int64_t kNumbers = std::int64_t{1} << 25;  // of a slab
+  const std::int64_t rows = shape[0];
+  Shape part = shape;
+  part[0] = std::min(rows, std::max<std::int64_t>(1, kNumbers * rows / shape.numel()));
+  const Tensor slab = Tensor::randn(part, {1, stream}, dtype).to(device);
+  Tensor out = Tensor::empty(shape, dtype, device);
+  for (std::int64_t at = 0; at < rows; at += part[0]) {
+    const std::int64_t end = std::min(rows, at + part[0]);
+    out.slice(0, at, end).copy_(slab.slice(0, 0, end - at));
+  }
+  return out;
+}
+
 /// Causal attention of B sequences over T positions; q, k and v in one tensor [B·T, 3, H, D], as
 /// dense layers have them.
 inline AttentionBench dense_attention(Device device, DType dtype, std::int64_t B, std::int64_t T,
                                       std::int64_t H, std::int64_t D, std::int64_t window = 0) {
-  // Random numbers are made on the host: a slab of them, repeated.
-  constexpr std::int64_t kSlab = 4096;
   const std::int64_t rows = B * T;
-  const auto random = [&](Shape shape, std::uint64_t stream) {
-    Shape part = shape;
-    part[0] = std::min(kSlab, rows);
-    const Tensor slab = Tensor::randn(part, {1, stream}, dtype).to(device);
-    Tensor out = Tensor::empty(shape, dtype, device);
-    for (std::int64_t at = 0; at < rows; at += kSlab) {
-      const std::int64_t end = std::min(rows, at + kSlab);
-      out.slice(0, at, end).copy_(slab.slice(0, 0, end - at));
-    }
-    return out;
-  };
   AttentionBench p;
-  const Tensor qkv = random({rows, 3, H, D}, 0);
+  const Tensor qkv = random_rows({rows, 3, H, D}, 0, dtype, device);
   const Tensor slopes = Tensor::empty({rows, 3, H, D}, dtype, device);
   p.q = qkv.select(1, 0);
   p.k = qkv.select(1, 1);
@@ -54,7 +56,7 @@ inline AttentionBench dense_attention(Device device, DType dtype, std::int64_t B
   p.dq = slopes.select(1, 0);
   p.dk = slopes.select(1, 1);
   p.dv = slopes.select(1, 2);
-  p.dout = random({rows, H, D}, 1);
+  p.dout = random_rows({rows, H, D}, 1, dtype, device);
   p.plan = ops::causal_plan(B, H, T, T, window, 0, device);
   const auto n = static_cast<double>(T);
   const double w = window > 0 ? std::min(static_cast<double>(window), n) : n;

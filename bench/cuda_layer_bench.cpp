@@ -58,18 +58,9 @@ struct Problem {
   Tensor dy;
 };
 
-// Random numbers are made on the host: a slab of them, repeated.
 Problem problem(std::int64_t T, Device device, bool training) {
-  constexpr std::int64_t kSlab = 65536;
   const auto random = [&](std::uint64_t stream) {
-    const Tensor slab = Tensor::randn({std::min(T, kSlab), kWidth}, {1, stream}, DType::bf16);
-    const Tensor there = slab.to(device);
-    Tensor out = Tensor::empty({1, T, kWidth}, DType::bf16, device);
-    for (std::int64_t at = 0; at < T; at += kSlab) {
-      const std::int64_t end = std::min(T, at + kSlab);
-      out.select(0, 0).slice(0, at, end).copy_(there.slice(0, 0, end - at));
-    }
-    return out;
+    return random_rows({T, kWidth}, stream, DType::bf16, device).unsqueeze(0);
   };
   return {Variable(random(0), true), training ? random(1) : Tensor()};
 }
