@@ -11,8 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/device.h"
-#include "cuda/stream.h"
+#include "bench/cuda_attention.h"
 #include "tensor/ops/dropout.h"
 #include "tensor/ops/elementwise.h"
 #include "tensor/ops/embedding.h"
@@ -27,6 +26,8 @@
 namespace proteus {
 namespace {
 
+using bench::milliseconds;
+
 constexpr Device kGpu{DeviceType::cuda, 0};
 constexpr std::int64_t kRows = 65536;
 constexpr std::int64_t kWidth = 768;
@@ -38,27 +39,6 @@ struct Entry {
   double flops = 0;
   std::function<void()> run;
 };
-
-/// Milliseconds of one call: the median over several timed groups of calls.
-double milliseconds(const std::function<void()>& run) {
-  constexpr int kGroups = 7;
-  constexpr double kGroupMs = 20;
-  const cuda::Event start(true);
-  const cuda::Event stop(true);
-  const auto timed = [&](int calls) {
-    start.record(cuda::current_stream());
-    for (int i = 0; i < calls; ++i) run();
-    stop.record(cuda::current_stream());
-    stop.synchronize();
-    return static_cast<double>(stop.milliseconds_since(start)) / calls;
-  };
-  timed(3);
-  const int calls = std::clamp(static_cast<int>(kGroupMs / timed(1)), 1, 1000);
-  std::vector<double> all;
-  for (int g = 0; g < kGroups; ++g) all.push_back(timed(calls));
-  std::sort(all.begin(), all.end());
-  return all[kGroups / 2];
-}
 
 Tensor random(const Shape& shape, DType dtype, std::uint64_t stream = 1) {
   // Drawn once and repeated: drawing hundreds of megabytes on the host would take longer than all
