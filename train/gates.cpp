@@ -7,6 +7,7 @@
 
 #include "tensor/error.h"
 #include "train/checkpoint.h"
+#include "train/tokenizer.h"
 #include "train/trainer.h"
 
 namespace proteus {
@@ -113,6 +114,15 @@ void restore_model(Transformer& model, const NamedTensors& tensors, const std::s
 
 std::unique_ptr<Transformer> saved_model(const SavedModel& saved, const NamedTensors& tensors,
                                          const std::string& source) {
+  if (!saved.tokenizer.empty()) {
+    const std::int64_t ids = Tokenizer::from_json(saved.tokenizer, source).vocab();
+    if (ids > saved.vocab) {
+      throw FileError(
+          fmt::format("{}: config.json: expected a vocabulary of at least {} (= the tokenizer's), "
+                      "got {}",
+                      source, ids, saved.vocab));
+    }
+  }
   // Surgery shrinks a model's routed heads and gates, and never to a sixteenth of the whole.
   constexpr double kMostShrinking = 16;
   constexpr double kSmall = 1 << 24;

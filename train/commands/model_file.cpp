@@ -22,12 +22,6 @@ LoadedModel load_model(const std::string& path) {
   }
   LoadedModel loaded{nullptr, Tokenizer::from_json(saved.tokenizer, path), saved.options,
                      saved.arm};
-  if (loaded.tokenizer.vocab() > saved.vocab) {
-    throw FileError(
-        fmt::format("{}: config.json: expected a vocabulary of at least {} (= the "
-                    "tokenizer's), got {}",
-                    path, loaded.tokenizer.vocab(), saved.vocab));
-  }
   loaded.model = saved_model(saved, checkpoint.model, path);
   loaded.model->set_training(false);
   return loaded;
