@@ -11,7 +11,6 @@
 #include "train/commands.h"
 #include "train/commands/model_file.h"
 #include "train/commands/text.h"
-#include "train/device.h"
 #include "train/file_ops.h"
 #include "train/memory.h"
 #include "train/signals.h"
@@ -214,7 +213,6 @@ int run_stream_text(const Options& options) {
     throw ConfigError(
         fmt::format("--prompt: expected at most {} tokens (= --buffer), got {}", o.buffer, asked));
   }
-  model.to(open_device(options.common.device));
   const StreamModel stream(model, stream_config(options));
   TextReader reader(loaded.tokenizer, o.file);
   RunFolder folder(options);
@@ -225,7 +223,6 @@ int run_stream_text(const Options& options) {
       text, prompt, o.rounds, [&](const Retrieved& last) { return found_ids(text, last, o.span); });
   const auto spans = explained(kept);
   const auto read = final_text(text, kept.spans, prompt);
-  model.to(kCpu);  // where sequences are decoded
   const auto answer = continue_text(model, read, options.sampling.sample_tokens,
                                     {.temperature = options.sampling.temperature},
                                     static_cast<std::uint64_t>(options.common.seed));
