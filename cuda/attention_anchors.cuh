@@ -2,7 +2,8 @@
 // anchors like the first one, so that a block which adds up the gradient of the first keys would
 // walk through the whole segment for the sake of a few rows, long after all others are done.
 // Instead tiles of queries add up what they owe to the anchors in front of their windows, in f32,
-// the tiles' sums are added up in order, and the pass over keys begins with them:
+// the tiles' sums are added up in order, and the pass over keys adds them to its own (in the end:
+// sums that begin with something else than a product keep ptxas from overlapping products):
 //   Σ_i dS_ij·q_i,  Σ_i P_ij·dO_i,  Σ_i dS_ij   over queries i with lo_i > j
 #pragma once
 
@@ -16,10 +17,10 @@ struct AnchorSums {
   const float* sums;
   int anchors;
 
-  /// The first values of a warp's sums: of keys from `key` on, kB blocks of 16.
+  /// Adds what belongs to a warp's sums: of keys from `key` on, kB blocks of 16.
   template <int kD, int kB>
-  __device__ void begin(const Tile& t, int key, Accumulator<kB, kD / 8>& dk,
-                        Accumulator<kB, kD / 8>& dv, float* dbias) const {
+  __device__ void add(const Tile& t, int key, Accumulator<kB, kD / 8>& dk,
+                      Accumulator<kB, kD / 8>& dv, float* dbias) const {
     if (key >= anchors) return;
 #pragma unroll
     for (int half = 0; half < 2 * kB; ++half) {
@@ -31,11 +32,11 @@ struct AnchorSums {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int d = 8 * n + lane_id() % 4 * 2 + e;
-          dk[half / 2][n][half % 2 * 2 + e] = row[d];
-          dv[half / 2][n][half % 2 * 2 + e] = row[kD + d];
+          dk[half / 2][n][half % 2 * 2 + e] += row[d];
+          dv[half / 2][n][half % 2 * 2 + e] += row[kD + d];
         }
       }
-      if (lane_id() % 4 == 0) dbias[half] = row[2 * kD];
+      if (lane_id() % 4 == 0) dbias[half] += row[2 * kD];
     }
   }
 };

@@ -212,7 +212,6 @@ __device__ void key_tile(const AttentionBwd& a, const Tile& t, const Stats& stat
   const int key = static_cast<int>(t.first) + first;
   const auto* bias = static_cast<const float*>(p.key_bias);
   KeySums<kD> sums(kBias ? bias + row + first : nullptr, t.count - first);
-  far.begin<kD, kB>(t, key, sums.dk, sums.dv, &sums.dbias[0][0]);
   int stage = 0;
   for (std::int64_t i = queries.begin; i < queries.end; i += kInner, stage ^= 1) {
     wait_copies<0>();
@@ -235,6 +234,7 @@ __device__ void key_tile(const AttentionBwd& a, const Tile& t, const Stats& stat
   }
   wait_copies<0>();
   __syncthreads();
+  far.add<kD, kB>(t, key, sums.dk, sums.dv, &sums.dbias[0][0]);
   if (first < t.count) store_keys<kD>(a, t, first, sums, shared);
   __syncthreads();
 }

@@ -259,7 +259,6 @@ __device__ void consume_keys(const AttentionBwd& a, const AnchorSums& far, const
   Accumulator<1, kD / 8> dv;
   clear(dk);
   clear(dv);
-  far.begin<kD, 1>(t, key, dk, dv, bias.sum);
   for (int n = work.walk.first(); n < work.walk.end; n = work.walk.next(n), ring.next()) {
     const int stage = ring.stage;
     const std::int64_t left = work.end - work.begin - static_cast<std::int64_t>(n) * kMoving;
@@ -301,6 +300,7 @@ __device__ void consume_keys(const AttentionBwd& a, const AnchorSums& far, const
   wgmma_wait<0>();
   in_flight.give_back();
   fixed.done(shared);
+  far.add<kD, 1>(t, key, dk, dv, bias.sum);
   bias.store(a.dkey_bias, row, t.count - mine.first);
   store_keys<kD>(a, t, mine, dk, dv, shared);
 }
