@@ -41,6 +41,8 @@ std::vector<Case> cases() {
           {"AspaWithoutPrototypes", "aspa_no_prototypes", {}},
           {"AspaEverything", "aspa", everything},
           {"AspaRevived", "aspa", revived},
+          {"DenseAsGpt2", "dense", {"--positions", "learned", "--bias"}},
+          {"AspaAsGpt2", "aspa", {"--positions", "learned", "--bias"}},
           {"AspaBank", "aspa", {"--bank-slots", "4", "--bank-stride", "4"}},
           {"Experts", "aspa", {"--experts", "5", "--k", "2"}},
           {"ExpertsOfTheAttention", "aspa", {"--experts", "6", "--expert-router", "attention"}}};
