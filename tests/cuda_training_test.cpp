@@ -80,6 +80,7 @@ struct Outcome {
           const Between& between = {}) {
     const auto model = model_on(device, o, arm);
     TrainerConfig c = config(record);
+    c.freeze_steps = o.training.freeze_steps;
     if (o.aspa.alpha_schedule == "sample") c.alpha.kind = AlphaSchedule::Kind::sampled;
     Trainer trainer(*model, c, [](std::int64_t i) { return batch_of(i); });
     for (std::int64_t i = 0; i < kSteps; ++i) {
@@ -138,7 +139,8 @@ TEST(CudaTraining, ReplaysOfRoutedLayersGiveTheBitsOfQueuedSteps) {
       {},
       {"--experts", "4"},
       {"--experts", "8", "--expert-router", "attention", "--recompute"},
-      {"--no-prototypes", "--no-key-shift"}};
+      {"--no-prototypes", "--no-key-shift"},
+      {"--positions", "learned", "--bias"}};
   for (const auto& kind : kinds) {
     for (const auto& [dtype, dropout] : {std::pair{"bf16", "0.2"}, {"f32", "0"}}) {
       SCOPED_TRACE(std::string(dtype) + (kind.empty() ? "" : kind[0]));
@@ -178,6 +180,16 @@ TEST(CudaTraining, ChangedGatesAreRecordedAnew) {
   const Outcome eager(device, o, false, "aspa", change);
   const Outcome replayed(device, o, true, "aspa", change);
   EXPECT_EQ(replayed.replays, kSteps - 1 - 2);
+  expect_same(replayed, eager);
+}
+
+TEST(CudaTraining, TheEndOfAFrozenStartIsRecordedAnew) {
+  PROTEUS_NEED_GPU();
+  const Device device = cuda::device(0);
+  const Options o = options("bf16", "0.1", {"--freeze-steps", "4"});
+  const Outcome eager(device, o, false, "aspa");
+  const Outcome replayed(device, o, true, "aspa");
+  EXPECT_EQ(replayed.replays, kSteps - 1 - 1);
   expect_same(replayed, eager);
 }
 
