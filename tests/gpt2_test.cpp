@@ -286,6 +286,21 @@ TEST(Gpt2, RefusesConfigsOfAnotherFunction) {
             "/config.json: --dropout: expected a number in [0, 1), got 1");
 }
 
+// No memory is asked for 2e14 parameters where a file has some thousands.
+TEST(Gpt2, RefusesConfigsOfMuchLargerModels) {
+  const Copy copy("two_layers");
+  copy.change([&](json& config) {
+    config["n_layer"] = 4096;
+    config["n_embd"] = 1 << 16;
+    config["n_head"] = 1 << 10;
+  });
+  const std::string refusal = copy.refusal();
+  EXPECT_NE(refusal.find("config.json describes a model of about 2.1e+14 parameters; the file "
+                         "holds"),
+            std::string::npos)
+      << refusal;
+}
+
 TEST(Gpt2, RefusesWeightsThatDoNotFit) {
   const auto with = [](const std::function<void(NamedTensors&)>& edit) {
     const Copy copy("two_layers");

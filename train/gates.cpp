@@ -112,6 +112,17 @@ void restore_model(Transformer& model, const NamedTensors& tensors, const std::s
   restore_module(model, tensors, source);
 }
 
+void check_size(const SavedModel& saved, double held, const std::string& source) {
+  // Surgery shrinks a model's routed heads and gates, and never to a sixteenth of the whole.
+  constexpr double kMostShrinking = 16;
+  constexpr double kSmall = 1 << 24;
+  const double wanted = parameters_about(saved.options, arm_named(saved.arm, "arm"), saved.vocab);
+  if (wanted <= kMostShrinking * held + kSmall) return;
+  throw FileError(fmt::format(
+      "{}: config.json describes a model of about {:.2g} parameters; the file holds {:.2g}", source,
+      wanted, held));
+}
+
 std::unique_ptr<Transformer> saved_model(const SavedModel& saved, const NamedTensors& tensors,
                                          const std::string& source) {
   if (!saved.tokenizer.empty()) {
@@ -123,19 +134,10 @@ std::unique_ptr<Transformer> saved_model(const SavedModel& saved, const NamedTen
                       source, ids, saved.vocab));
     }
   }
-  // Surgery shrinks a model's routed heads and gates, and never to a sixteenth of the whole.
-  constexpr double kMostShrinking = 16;
-  constexpr double kSmall = 1 << 24;
-  const Arm& arm = arm_named(saved.arm, "arm");
   double held = 0;
   for (const auto& [name, tensor] : tensors) held += static_cast<double>(tensor.numel());
-  const double wanted = parameters_about(saved.options, arm, saved.vocab);
-  if (wanted > kMostShrinking * held + kSmall) {
-    throw FileError(fmt::format(
-        "{}: config.json describes a model of about {:.2g} parameters; the file holds {:.2g}",
-        source, wanted, held));
-  }
-  auto model = make_model(saved.options, arm, saved.vocab, saved.seed);
+  check_size(saved, held, source);
+  auto model = make_model(saved.options, arm_named(saved.arm, "arm"), saved.vocab, saved.seed);
   restore_model(*model, tensors, source);
   return model;
 }

@@ -24,6 +24,10 @@ EditHook optimizer_hook(Optimizer& optimizer, const GatedPart& part);
 /// `model` was made with: takes the checkpoint's. Throws FileError naming `source`.
 void restore_model(Transformer& model, const NamedTensors& tensors, const std::string& source);
 
+/// Throws FileError naming `source` for a model much larger than the `held` numbers that a file has
+/// for it: before memory is taken.
+void check_size(const SavedModel& saved, double held, const std::string& source);
+
 /// The model of a checkpoint: made as `saved` says, with the values of `tensors`. Throws FileError
 /// naming `source` when they do not fit, before memory is taken for a model much larger than they.
 std::unique_ptr<Transformer> saved_model(const SavedModel& saved, const NamedTensors& tensors,

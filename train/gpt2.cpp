@@ -13,6 +13,7 @@
 #include "tensor/ops/elementwise.h"
 #include "train/checkpoint.h"
 #include "train/file_ops.h"
+#include "train/gates.h"
 #include "train/json_file.h"
 #include "train/mapped_file.h"
 #include "train/tokenizer.h"
@@ -67,13 +68,8 @@ std::vector<Pair> pairs_of(std::int64_t layers) {
 /// config.json of a folder.
 class Config {
  public:
-  explicit Config(const std::string& folder) : path_(in_folder(folder, "config.json")) {
-    if (!there(path_)) {
-      throw FileError(fmt::format(
-          "{}: expected a Hugging Face folder of a GPT-2 with config.json and model.safetensors",
-          folder));
-    }
-    json_ = parse_json_file(MappedFile(path_).view(), path_);
+  Config(std::string_view text, const std::string& path)
+      : path_(path), json_(parse_json_file(text, path)) {
     if (!json_.is_object()) fail("expected an object");
   }
 
@@ -180,6 +176,15 @@ class Weights {
     used_.insert(std::string(kHead));
   }
   /// Masks of attention, which older versions of `transformers` wrote, may be left over.
+  double count() const {
+    double sum = 0;
+    for (std::int64_t i = 0; i < file_.count(); ++i) {
+      double numbers = 1;
+      for (const std::int64_t size : file_.info(i).shape) numbers *= static_cast<double>(size);
+      sum += numbers;
+    }
+    return sum;
+  }
   void check_all_used() const {
     for (const auto& [name, i] : numbers_) {
       if (used_.contains(name) || name.ends_with(".attn.bias") ||
@@ -290,11 +295,10 @@ void check_is_gpt2(const SavedModel& saved) {
 
 }  // namespace
 
-Gpt2 read_gpt2(const std::string& folder, const std::string& tokenizer) {
+SavedModel parse_gpt2_config(std::string_view text, const std::string& source) {
   constexpr std::int64_t kMostIds = 1 << 24;
-  const Config config(folder);
-  Gpt2 out;
-  SavedModel& saved = out.saved;
+  const Config config(text, source);
+  SavedModel saved;
   saved.options = options_of_config(config);
   saved.arm = "dense";
   saved.vocab = config.size("vocab_size", kMostIds);
@@ -304,7 +308,21 @@ Gpt2 read_gpt2(const std::string& folder, const std::string& tokenizer) {
   } catch (const ConfigError& error) {
     config.fail(error.what());
   }
+  return saved;
+}
+
+Gpt2 read_gpt2(const std::string& folder, const std::string& tokenizer) {
+  const std::string path = in_folder(folder, "config.json");
+  if (!there(path)) {
+    throw FileError(fmt::format(
+        "{}: expected a Hugging Face folder of a GPT-2 with config.json and model.safetensors",
+        folder));
+  }
+  Gpt2 out;
+  SavedModel& saved = out.saved;
+  saved = parse_gpt2_config(MappedFile(path).view(), path);
   Weights weights(folder);
+  check_size(saved, weights.count(), folder);
   saved.tokenizer = tokenizer_json(folder, tokenizer, saved.vocab);
   out.model = make_model(saved.options, arm_named("dense", "arm"), saved.vocab, saved.seed);
   const auto ours = named(*out.model);

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include "train/models.h"
 
@@ -14,6 +15,10 @@ struct Gpt2 {
   SavedModel saved;  ///< arm dense; without a tokenizer where the folder has none
   std::unique_ptr<Transformer> model;
 };
+
+/// The dense model that a config.json of `transformers` describes. Throws FileError naming `source`
+/// for what is no GPT-2 or another function than ours.
+SavedModel parse_gpt2_config(std::string_view text, const std::string& source);
 
 /// Reads a folder. Tensor names may begin with "transformer."; masks are left out, and an lm_head
 /// must be the embedding again. `tokenizer` is "byte" or a path (see Tokenizer::from_path); empty
