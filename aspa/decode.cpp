@@ -62,10 +62,11 @@ Tensor products(const Tensor& x, const Tensor& w, const Tensor& bias,
   const std::int64_t N = w.size(2);
   Tensor y = Tensor::zeros({static_cast<std::int64_t>(pairs.size()), 1, N}, x.dtype());
   for (std::size_t p = 0; p < pairs.size(); ++p) {
-    add_product(x.data<A>() + pairs[p].row * K, w.data<A>() + pairs[p].head * K * N, K, N,
-                y.data<A>() + static_cast<std::int64_t>(p) * N);
-    if (!bias.defined()) continue;
-    y.select(0, static_cast<std::int64_t>(p)).select(0, 0).add_(bias.select(0, pairs[p].head));
+    const auto& [row, head] = pairs[p];
+    A* to = y.data<A>() + static_cast<std::int64_t>(p) * N;
+    add_product(x.data<A>() + row * K, w.data<A>() + head * K * N, K, N, to);
+    const A one = 1;
+    if (bias.defined()) add_product(&one, bias.data<A>() + head * N, 1, N, to);
   }
   return y;
 }

@@ -135,7 +135,7 @@ void Router::index_gates() const {
 }
 
 ops::GateTensors Router::table() const {
-  if (head_of_gate_.version() != indexed_version_) index_gates();
+  const std::int64_t most = most_gates();
   const bool prototypes = lambda_.defined();
   const Device device = w_.device();
   return {w_.value(),
@@ -144,11 +144,16 @@ ops::GateTensors Router::table() const {
           mass_there_.of(mass_, device),
           order_there_.of(order_, device),
           head_begin_there_.of(head_begin_, device),
-          most_gates_};
+          most};
 }
 
 const Tensor& Router::theta(Role role, Device device) const {
   return theta_there_[static_cast<std::size_t>(role)].of(theta(role), device);
+}
+
+std::int64_t Router::most_gates() const {
+  if (head_of_gate_.version() != indexed_version_) index_gates();
+  return most_gates_;
 }
 
 void Router::renew_copies() const {

@@ -80,7 +80,7 @@ class Router : public Module {
   /// Puts edited tables in place of all of these; the number of gates and heads may differ.
   void replace(const RouterTables& tables);
   /// Most gates of a head.
-  std::int64_t most_gates() const { return most_gates_; }
+  std::int64_t most_gates() const;
   /// Brings what kernels read of tables on the host up to date, for a pass that is replayed.
   void renew_copies() const;
   /// Heads that compete for a token's k places, and the marks of those that do not (undefined when

@@ -18,6 +18,7 @@
 #include <string>
 #include <vector>
 
+#include "bench/random_batch.h"
 #include "tensor/parallel.h"
 #include "tensor/storage.h"
 #include "train/checkpoint.h"
@@ -30,15 +31,6 @@ namespace {
 constexpr std::int64_t kVocab = 65;
 constexpr int kStepsOfATurn = 10;  // between two saves
 constexpr int kWarmUp = 3;
-
-Batch random_batch(const Options& o, std::int64_t index) {
-  const Shape shape{o.training.batch, o.model.context};
-  const auto stream = static_cast<std::uint64_t>(2 * index);
-  const auto draw = [&](std::uint64_t s) {
-    return Tensor::rand(shape, {7, s}, DType::f64, 0, kVocab).to(DType::i32);
-  };
-  return {draw(stream), draw(stream + 1)};
-}
 
 /// The value that a share of the values is below.
 double quantile(std::vector<double> values, double share) {
@@ -104,7 +96,9 @@ int run(const std::string& preset, const std::string& arm, int threads, int save
   auto model = make_model(options, arm_named(arm, "arm"), kVocab, 1);
   TrainerConfig config;
   config.steps = 1 << 20;
-  Trainer trainer(*model, config, [&](std::int64_t i) { return random_batch(options, i); });
+  Trainer trainer(*model, config, [&](std::int64_t i) {
+    return bench::random_batch(options.training.batch, options.model.context, kVocab, i);
+  });
   const auto contents = [&] {
     return Checkpoint{"{}", trainer.state_json(), module_tensors(*model),
                       trainer.optimizer_tensors()};

@@ -391,5 +391,18 @@ TEST_F(AspaLayer, Bf16IsNearF32) {
   expect_close(got, run(*exact, x32), 0.06);
 }
 
+// A pass that was recorded has room for as many gates of a head as there were then.
+TEST(AspaAttention, NumbersOfTheHostFollowAGateThatMoved) {
+  const TestLayer layer(config());
+  const auto before = layer->gating().host_numbers();
+  ASSERT_TRUE(before);
+  const Tensor head_of_gate = layer->router().gate_state().head_of_gate;
+  head_of_gate.data<std::int32_t>()[0] = 1;
+  head_of_gate.bump_version();
+  const auto after = layer->gating().host_numbers();
+  ASSERT_TRUE(after);
+  EXPECT_EQ(after->back(), before->back() + 1);
+}
+
 }  // namespace
 }  // namespace proteus

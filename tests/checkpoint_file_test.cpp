@@ -3,18 +3,16 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
-#include <malloc.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
-#include <cstdlib>
 #include <filesystem>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "tensor/error.h"
+#include "tests/checkpoint_sample.h"
 #include "tests/error_text.h"
 #include "tests/temporary_folder.h"
 #include "train/checkpoint.h"
@@ -23,49 +21,15 @@
 #include "train/models.h"
 #include "train/trainer.h"
 
-namespace {
-
-// What operator new has given and not got back, and the most that it was since it was asked last.
-// Tensors have memory of their own, which memory_stats() counts.
-std::atomic<std::int64_t> heap_live = 0, heap_peak = 0;
-
-void count_heap(std::int64_t bytes) {
-  const std::int64_t now = heap_live += bytes;
-  for (std::int64_t most = heap_peak; now > most && !heap_peak.compare_exchange_weak(most, now);) {
-  }
-}
-
-}  // namespace
-
-void* operator new(std::size_t bytes) {
-  void* p = std::malloc(bytes);
-  if (!p) throw std::bad_alloc();
-  count_heap(static_cast<std::int64_t>(::malloc_usable_size(p)));
-  return p;
-}
-void operator delete(void* p) noexcept {
-  if (p) count_heap(-static_cast<std::int64_t>(::malloc_usable_size(p)));
-  std::free(p);
-}
-void operator delete(void* p, std::size_t) noexcept { operator delete(p); }
-
 namespace proteus {
 namespace {
 
 namespace fs = std::filesystem;
+using testing::for_each_flip;
+using testing::kCheckpointFiles;
 using testing::message_of;
+using testing::sample_checkpoint;
 using testing::TemporaryFolder;
-
-constexpr const char* kNames[] = {"config.json", "state.json", "model.safetensors",
-                                  "optimizer.safetensors", "manifest.json"};
-
-Checkpoint sample(int number) {
-  const Tensor w = Tensor::full({3, 4}, number);
-  return {R"({"config":true})",
-          R"({"number":)" + std::to_string(number) + "}",
-          {{"w", w}, {"steps", Tensor::arange(5)}},
-          {{"m.w", w}}};
-}
 
 /// The number of the sample that loads from a path, all of it consistent.
 int number_at(const std::string& path) {
@@ -93,12 +57,12 @@ struct Hook {
 TEST(CheckpointFolder, KeepsTheLastOnes) {
   const TemporaryFolder folder;
   const std::string path = folder.file("deep/er/c");
-  for (int i = 1; i <= 5; ++i) save_checkpoint(path, sample(i), 3);
+  for (int i = 1; i <= 5; ++i) save_checkpoint(path, sample_checkpoint(i), 3);
   EXPECT_EQ(number_at(path), 5);
   EXPECT_EQ(number_at(path + ".1"), 4);
   EXPECT_EQ(number_at(path + ".2"), 3);
   EXPECT_FALSE(fs::exists(path + ".3"));
-  save_checkpoint(path, sample(6), 1);
+  save_checkpoint(path, sample_checkpoint(6), 1);
   EXPECT_EQ(number_at(path), 6);
   for (const char* other : {".1", ".2", ".3", ".new"}) EXPECT_FALSE(fs::exists(path + other));
 }
@@ -108,7 +72,7 @@ TEST(CheckpointFolder, AFailureOfAnyOperationLeavesThePrevious) {
     for (const std::int64_t keep : {1, 2}) {
       const TemporaryFolder folder;
       const std::string path = folder.file("c");
-      save_checkpoint(path, sample(1), keep);
+      save_checkpoint(path, sample_checkpoint(1), keep);
       int previous = 1;
       bool failed = true;
       for (int which = 0; failed; ++which) {
@@ -120,7 +84,7 @@ TEST(CheckpointFolder, AFailureOfAnyOperationLeavesThePrevious) {
         });
         failed = false;
         try {
-          save_checkpoint(path, sample(which + 2), keep);
+          save_checkpoint(path, sample_checkpoint(which + 2), keep);
         } catch (const FileError& e) {
           failed = true;
           EXPECT_EQ(error, EIO) << e.what();
@@ -144,7 +108,7 @@ TEST(CheckpointFolder, AFailureOfAnyOperationLeavesThePrevious) {
 TEST(CheckpointFolder, APowerCutAtAnyOperationLeavesThePrevious) {
   const TemporaryFolder folder;
   const std::string path = folder.file("c");
-  save_checkpoint(path, sample(1), 2);
+  save_checkpoint(path, sample_checkpoint(1), 2);
   int previous = 1;
   int status = 1;
   for (int which = 0; status != 0; ++which) {
@@ -164,7 +128,7 @@ TEST(CheckpointFolder, APowerCutAtAnyOperationLeavesThePrevious) {
         if (kind == FileOp::close) unsynced.erase(on);
         return 0;
       });
-      save_checkpoint(path, sample(which + 2), 2);
+      save_checkpoint(path, sample_checkpoint(which + 2), 2);
       ::_exit(0);
     }
     ASSERT_GT(child, 0);
@@ -180,8 +144,8 @@ TEST(CheckpointFolder, APowerCutAtAnyOperationLeavesThePrevious) {
 TEST(CheckpointFolder, EveryCutIsAFileError) {
   const TemporaryFolder folder;
   const std::string path = folder.file("c");
-  save_checkpoint(path, sample(1));
-  for (const char* name : kNames) {
+  save_checkpoint(path, sample_checkpoint(1));
+  for (const char* name : kCheckpointFiles) {
     const std::string file = path + "/" + name;
     const std::string whole = folder.read(std::string("c/") + name);
     for (std::size_t n = whole.size(); n-- > 0;) {
@@ -197,29 +161,12 @@ TEST(CheckpointFolder, EveryCutIsAFileError) {
   EXPECT_EQ(number_at(path), 1);
 }
 
-/// Calls `fn(bit)` with each of the first `bits` bits of a file flipped in turn.
-template <class F>
-void for_each_flip(const std::string& path, std::size_t bits, F&& fn) {
-  const int fd = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
-  ASSERT_GE(fd, 0);
-  for (std::size_t bit = 0; bit < bits; ++bit) {
-    const auto at = static_cast<off_t>(bit / 8);
-    unsigned char byte = 0;
-    ASSERT_EQ(::pread(fd, &byte, 1, at), 1);
-    const auto flipped = static_cast<unsigned char>(byte ^ 1u << bit % 8);
-    ASSERT_EQ(::pwrite(fd, &flipped, 1, at), 1);
-    fn(bit);
-    ASSERT_EQ(::pwrite(fd, &byte, 1, at), 1);
-  }
-  ::close(fd);
-}
-
 TEST(CheckpointFolder, EveryFlippedBitIsAFileError) {
   const TemporaryFolder folder;
   const std::string path = folder.file("c");
-  save_checkpoint(path, sample(1));
+  save_checkpoint(path, sample_checkpoint(1));
   const std::int64_t before = memory_stats(DeviceType::cpu).live_bytes;
-  for (const char* name : kNames) {
+  for (const char* name : kCheckpointFiles) {
     const std::string file = path + "/" + name;
     reset_peak_memory(DeviceType::cpu);
     for_each_flip(file, 8 * fs::file_size(file), [&](std::size_t bit) {
@@ -231,95 +178,11 @@ TEST(CheckpointFolder, EveryFlippedBitIsAFileError) {
   EXPECT_EQ(number_at(path), 1);
 }
 
-/// The most memory that `fn` takes, of tensors and of everything else.
-template <class F>
-std::int64_t memory_of(F&& fn) {
-  reset_peak_memory(DeviceType::cpu);
-  const std::int64_t tensors = memory_stats(DeviceType::cpu).live_bytes;
-  const std::int64_t heap = heap_live;
-  heap_peak = heap;
-  fn();
-  return memory_stats(DeviceType::cpu).peak_bytes - tensors + (heap_peak - heap);
-}
-
-// Files of sizes as they occur: what is read of a damaged checkpoint takes no more memory than
-// twice the file that it is in, and messages.
-TEST(CheckpointFolder, DamagedFilesTakeAtMostTwiceTheirSize) {
-  constexpr std::int64_t kMessages = 16384;
-  const TemporaryFolder folder;
-  const std::string path = folder.file("c");
-  Checkpoint c = sample(1);
-  c.model.emplace_back("large", Tensor::zeros({64, 256}));
-  c.optimizer.emplace_back("m.large", Tensor::zeros({64, 256}));
-  save_checkpoint(path, c);
-  const auto all = static_cast<std::int64_t>(fs::file_size(path + "/model.safetensors"));
-  const auto refused = [&](const std::string& what) {
-    const std::int64_t bytes =
-        memory_of([&] { EXPECT_THROW(load_checkpoint(path), FileError) << what; });
-    EXPECT_LE(bytes, 2 * all + kMessages) << what;
-  };
-  for (const char* name : kNames) {
-    const std::string file = path + "/" + name;
-    const std::string whole = folder.read(std::string("c/") + name);
-    const std::size_t header = std::min<std::size_t>(whole.size(), 8 + whole.find("}}"));
-    for_each_flip(file, 8 * std::min(header, whole.size()),
-                  [&](std::size_t bit) { refused(fmt::format("{} bit {}", name, bit)); });
-    // Every byte of what is parsed, and some of the data behind it.
-    for (std::size_t n = whole.size() - 1; n-- > 0; n -= n > header + 997 ? 997 : 0) {
-      fs::resize_file(file, n);
-      refused(fmt::format("{} cut to {}", name, n));
-    }
-    folder.write(std::string("c/") + name, whole);
-  }
-  EXPECT_NO_THROW(load_checkpoint(path));
-}
-
-// The header's parser alone, without the hash in front of it: taken or refused, and small.
-TEST(CheckpointFolder, HeadersWithFlippedBitsStaySmall) {
-  const TemporaryFolder folder;
-  const std::string path = folder.file("t");
-  NamedTensors written = sample(1).model;
-  written.emplace_back("large", Tensor::zeros({64, 256}));
-  write_safetensors(path, written);
-  const auto bytes = static_cast<std::int64_t>(fs::file_size(path));
-  int taken = 0;
-  const std::size_t header_bits = 8 * folder.read("t").find("}}");
-  for_each_flip(path, header_bits, [&](std::size_t bit) {
-    const std::int64_t took = memory_of([&] {
-      try {
-        const NamedTensors tensors = read_safetensors(path);
-        EXPECT_EQ(tensors.size(), 3u) << bit;
-        ++taken;
-      } catch (const FileError&) {
-      }
-    });
-    EXPECT_LE(took, 2 * bytes) << bit;
-  });
-  EXPECT_GT(taken, 0) << "another name, another type of the same size";
-}
-
-// A header of a great many tensors: what it becomes is no larger than twice the file.
-TEST(CheckpointFolder, AHeaderOfManyTensorsStaysSmall) {
-  std::string json = "{";
-  constexpr int kCount = 20000;
-  for (int i = 0; i < kCount; ++i) {
-    json += (i > 0 ? ",\"" : "\"") + std::to_string(i) +
-            R"(":{"dtype":"U8","shape":[0,0,0,0,0,0,0,0],"data_offsets":[0,0]})";
-  }
-  json += "}";
-  const auto header = detail::parse_safetensors_header(json, 0, "here");
-  ASSERT_EQ(header.entries.size(), static_cast<std::size_t>(kCount));
-  const std::size_t entry = sizeof(detail::HeaderEntry) + 8 * sizeof(std::int64_t) +
-                            2 * sizeof(std::uint32_t);  // sorted by name, for find() as well
-  EXPECT_TRUE(header.unescaped.empty());
-  EXPECT_LE(kCount * entry, 2 * json.size());
-}
-
 TEST(CheckpointFolder, ADamagedOneNamesTheOneBefore) {
   const TemporaryFolder folder;
   const std::string path = folder.file("c");
-  save_checkpoint(path, sample(1), 2);
-  save_checkpoint(path, sample(2), 2);
+  save_checkpoint(path, sample_checkpoint(1), 2);
+  save_checkpoint(path, sample_checkpoint(2), 2);
   std::string model = folder.read("c/model.safetensors");
   model.back() = static_cast<char>(model.back() ^ 1);
   folder.write("c/model.safetensors", model);
@@ -331,7 +194,7 @@ TEST(CheckpointFolder, ADamagedOneNamesTheOneBefore) {
 
 TEST(CheckpointFolder, FromANewerVersion) {
   const TemporaryFolder folder;
-  save_checkpoint(folder.file("c"), sample(1));
+  save_checkpoint(folder.file("c"), sample_checkpoint(1));
   auto manifest = nlohmann::json::parse(folder.read("c/manifest.json"));
   manifest["version"] = 2;
   folder.write("c/manifest.json", manifest.dump());
@@ -344,7 +207,7 @@ TEST(CheckpointFolder, FromANewerVersion) {
 TEST(CheckpointFolder, SizesInAManifestAreCounts) {
   const TemporaryFolder folder;
   const std::string path = folder.file("c");
-  save_checkpoint(path, sample(1));
+  save_checkpoint(path, sample_checkpoint(1));
   const auto manifest = nlohmann::json::parse(folder.read("c/manifest.json"));
   const auto refused = [&](const nlohmann::json& bytes) {
     auto bad = manifest;
@@ -366,7 +229,7 @@ TEST(CheckpointFolder, SizesInAManifestAreCounts) {
 TEST(CheckpointFolder, LinksAndNamesLeadNowhereElse) {
   const TemporaryFolder folder;
   const std::string path = folder.file("c");
-  save_checkpoint(path, sample(1));
+  save_checkpoint(path, sample_checkpoint(1));
   const std::string manifest = folder.read("c/manifest.json");
   const auto with_name = [&](const std::string& name) {
     std::string text = manifest;
@@ -390,7 +253,7 @@ TEST(CheckpointFolder, LinksAndNamesLeadNowhereElse) {
   fs::create_directory(folder.file("elsewhere"));
   folder.write("elsewhere/file", "data");
   fs::create_directory_symlink(folder.file("elsewhere"), path + ".new");
-  save_checkpoint(path, sample(2));
+  save_checkpoint(path, sample_checkpoint(2));
   EXPECT_EQ(number_at(path), 2);
   EXPECT_EQ(folder.read("elsewhere/file"), "data");
   EXPECT_FALSE(fs::exists(folder.file("elsewhere/model.safetensors")));
@@ -400,20 +263,20 @@ TEST(CheckpointFolder, AFileInItsPlaceIsAFileError) {
   const TemporaryFolder folder;
   folder.write("c", "not a folder");
   EXPECT_THROW(load_checkpoint(folder.file("c")), FileError);
-  EXPECT_THROW(save_checkpoint(folder.file("c") + "/below", sample(1)), FileError);
+  EXPECT_THROW(save_checkpoint(folder.file("c") + "/below", sample_checkpoint(1)), FileError);
   EXPECT_THROW(load_checkpoint(folder.file("absent")), FileError);
 }
 
 TEST(CheckpointWriter, WritesWhatTheTensorsWereWhenItWasAsked) {
   const TemporaryFolder folder;
   CheckpointWriter writer(folder.file("c"), 1);
-  const Checkpoint c = sample(1);
+  const Checkpoint c = sample_checkpoint(1);
   writer.save(c);
   c.model[0].second.fill_(77);
   c.optimizer[0].second.fill_(77);
   writer.finish();
   EXPECT_EQ(number_at(folder.file("c")), 1);
-  for (int i = 2; i < 6; ++i) writer.save(sample(i));
+  for (int i = 2; i < 6; ++i) writer.save(sample_checkpoint(i));
   writer.finish();
   EXPECT_EQ(number_at(folder.file("c")), 5);
 }
@@ -422,7 +285,7 @@ TEST(CheckpointWriter, KeepsTheMemoryOfItsCopies) {
   const TemporaryFolder folder;
   const std::string path = folder.file("c");
   CheckpointWriter writer(path, 1);
-  Checkpoint c = sample(1);
+  Checkpoint c = sample_checkpoint(1);
   writer.prepare(c.model, c.optimizer);
   const std::int64_t live = memory_stats(DeviceType::cpu).live_bytes;
   reset_peak_memory(DeviceType::cpu);
@@ -438,7 +301,7 @@ TEST(CheckpointWriter, KeepsTheMemoryOfItsCopies) {
   EXPECT_EQ(loaded.model.at(0).second.to_vector(), (std::vector<double>{0, 1, 2}));
   EXPECT_EQ(loaded.model.at(1).second.to_vector(), std::vector<double>(4, 5));
   EXPECT_EQ(loaded.optimizer.at(1).second.to_vector(), std::vector<double>(12, 6));
-  c = sample(2);
+  c = sample_checkpoint(2);
   writer.save(c);
   writer.finish();
   EXPECT_EQ(number_at(path), 2);
@@ -448,19 +311,19 @@ TEST(CheckpointWriter, TellsOfAFailureAtTheNextCall) {
   const TemporaryFolder folder;
   const std::string path = folder.file("c");
   CheckpointWriter writer(path, 1);
-  writer.save(sample(1));
+  writer.save(sample_checkpoint(1));
   writer.finish();
   {
     const Hook hook([](FileOp op, const std::string&) { return op == FileOp::write ? ENOSPC : 0; });
-    writer.save(sample(2));
+    writer.save(sample_checkpoint(2));
     EXPECT_NE(message_of<OutOfMemory>([&] { writer.finish(); }).find("free some disk space"),
               std::string::npos);
     writer.finish();  // told once
-    writer.save(sample(3));
-    EXPECT_THROW(writer.save(sample(4)), OutOfMemory);
+    writer.save(sample_checkpoint(3));
+    EXPECT_THROW(writer.save(sample_checkpoint(4)), OutOfMemory);
   }
   EXPECT_EQ(number_at(path), 1);
-  writer.save(sample(5));
+  writer.save(sample_checkpoint(5));
   writer.finish();
   EXPECT_EQ(number_at(path), 5);
 }

@@ -115,26 +115,30 @@ void expect_same(const Outcome& replayed, const Outcome& eager) {
   }
 }
 
-TEST(CudaTraining, ReplaysGiveTheBitsOfQueuedSteps) {
-  PROTEUS_NEED_GPU();
-  const Device device = cuda::device(0);
-  for (const auto& [dtype, dropout] : {std::pair{"bf16", "0.2"}, {"bf16", "0"}, {"f32", "0"}}) {
-    SCOPED_TRACE(std::string(dtype) + ", dropout " + dropout);
-    const auto before = memory_stats(DeviceType::cuda).live_bytes;
-    const Outcome eager(device, options(dtype, dropout), false);
-    const Outcome replayed(device, options(dtype, dropout), true);
+/// All steps but the first are replayed, and leave nothing behind.
+void expect_replays(Device device, const Options& o, const std::string& arm) {
+  const auto before = memory_stats(DeviceType::cuda).live_bytes;
+  {
+    const Outcome eager(device, o, false, arm);
+    const Outcome replayed(device, o, true, arm);
     EXPECT_EQ(eager.replays, 0);
     EXPECT_EQ(replayed.replays, kSteps - 1);
     expect_same(replayed, eager);
-    EXPECT_EQ(memory_stats(DeviceType::cuda).live_bytes, before);
+  }
+  EXPECT_EQ(memory_stats(DeviceType::cuda).live_bytes, before);
+}
+
+TEST(CudaTraining, ReplaysGiveTheBitsOfQueuedSteps) {
+  PROTEUS_NEED_GPU();
+  for (const auto& [dtype, dropout] : {std::pair{"bf16", "0.2"}, {"bf16", "0"}, {"f32", "0"}}) {
+    SCOPED_TRACE(std::string(dtype) + ", dropout " + dropout);
+    expect_replays(cuda::device(0), options(dtype, dropout), "dense");
   }
 }
 
 // Thresholds, prototypes and their counters are among the tensors.
 TEST(CudaTraining, ReplaysOfRoutedLayersGiveTheBitsOfQueuedSteps) {
   PROTEUS_NEED_GPU();
-  const Device device = cuda::device(0);
-  const auto before = memory_stats(DeviceType::cuda).live_bytes;
   const std::vector<std::vector<std::string>> kinds{
       {},
       {"--experts", "4"},
@@ -144,15 +148,9 @@ TEST(CudaTraining, ReplaysOfRoutedLayersGiveTheBitsOfQueuedSteps) {
   for (const auto& kind : kinds) {
     for (const auto& [dtype, dropout] : {std::pair{"bf16", "0.2"}, {"f32", "0"}}) {
       SCOPED_TRACE(std::string(dtype) + (kind.empty() ? "" : kind[0]));
-      const Options o = options(dtype, dropout, kind);
-      const Outcome eager(device, o, false, "aspa");
-      const Outcome replayed(device, o, true, "aspa");
-      EXPECT_EQ(eager.replays, 0);
-      EXPECT_EQ(replayed.replays, kSteps - 1);
-      expect_same(replayed, eager);
+      expect_replays(cuda::device(0), options(dtype, dropout, kind), "aspa");
     }
   }
-  EXPECT_EQ(memory_stats(DeviceType::cuda).live_bytes, before);
 }
 
 TEST(CudaTraining, StepsThatTheHostTakesPartInAreQueued) {

@@ -42,9 +42,10 @@ bool alike(const Tensor& a, const Tensor& b) {
 
 }  // namespace
 
-// Undefined where a layer needs the host within a step.
-std::optional<std::vector<double>> Trainer::host_numbers() const {
-  std::vector<double> all;
+// Undefined where a layer needs the host within a step. A step updates the parameters that are not
+// frozen when it is recorded.
+std::optional<std::vector<double>> Trainer::host_numbers(bool frozen) const {
+  std::vector<double> all{frozen ? 1.0 : 0.0};
   bool possible = true;
   each_gating(model_, [&](const Gating& gating) {
     const auto numbers = gating.host_numbers();

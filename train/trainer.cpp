@@ -168,9 +168,7 @@ void Trainer::queue_step() {
   }
   batches_ += config_.grad_accum;
   optimizer_->begin_step(result.lr);
-  const auto before = std::exchange(host_numbers_, host_numbers());
-  // A recorded step updates the parameters that were not frozen then.
-  if (host_numbers_) host_numbers_->push_back(frozen ? 1 : 0);
+  const auto before = std::exchange(host_numbers_, host_numbers(frozen));
   const bool steady = host_numbers_ && host_numbers_ == before;
   if (steady && recordable(inputs) && (fits_recorded(inputs) || record(inputs))) {
     replay(inputs);

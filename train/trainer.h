@@ -119,7 +119,7 @@ class Trainer {
   bool fits_recorded(const std::vector<Input>& inputs) const;
   bool record(const std::vector<Input>& inputs);
   std::vector<Tensor> tensors() const;
-  std::optional<std::vector<double>> host_numbers() const;
+  std::optional<std::vector<double>> host_numbers(bool frozen) const;
   void replay(const std::vector<Input>& inputs);
 
   Transformer& model_;
