@@ -17,13 +17,11 @@ namespace {
 namespace fs = std::filesystem;
 using testing::Args;
 using testing::joined;
+using testing::kSmall;
 using testing::Outcome;
 using testing::run;
 using testing::some_text;
 using testing::TemporaryFolder;
-
-// A model that trains in no time.
-const Args kSmall = {"--layers", "1", "--width", "32", "--batch", "2", "--threads", "1", "--quiet"};
 
 nlohmann::json listed(const TemporaryFolder& folder, const std::string& path) {
   const Outcome o = run(folder, {"inspect", path, "--json"});

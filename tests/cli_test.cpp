@@ -18,14 +18,12 @@ namespace {
 namespace fs = std::filesystem;
 using testing::Args;
 using testing::joined;
+using testing::kSmall;
 using testing::Outcome;
 using testing::Program;
 using testing::run;
 using testing::some_text;
 using testing::TemporaryFolder;
-
-// A model that trains in no time.
-const Args kSmall = {"--layers", "1", "--width", "32", "--batch", "2", "--threads", "1", "--quiet"};
 
 struct BadInput {
   const char* name;

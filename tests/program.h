@@ -16,6 +16,9 @@
 namespace proteus::testing {
 
 using Args = std::vector<std::string>;
+/// A model that trains in no time.
+inline const Args kSmall = {"--layers", "1",         "--width", "32",     "--batch",
+                            "2",        "--threads", "1",       "--quiet"};
 
 struct Outcome {
   int code = -1;  ///< the exit code, or 128 + the signal that ended it
