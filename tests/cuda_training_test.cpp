@@ -184,7 +184,7 @@ TEST(CudaTraining, ChangedGatesAreRecordedAnew) {
 TEST(CudaTraining, TheEndOfAFrozenStartIsRecordedAnew) {
   PROTEUS_NEED_GPU();
   const Device device = cuda::device(0);
-  const Options o = options("bf16", "0.1", {"--freeze-steps", "4"});
+  const Options o = options("bf16", "0.1", {"--freeze-steps", "3"});
   const Outcome eager(device, o, false, "aspa");
   const Outcome replayed(device, o, true, "aspa");
   EXPECT_EQ(replayed.replays, kSteps - 1 - 1);
