@@ -24,6 +24,18 @@ Tensor gradient_of(const Tensor& x, bool whole) {
                : Tensor::zeros(x.shape(), x.dtype(), x.device());
 }
 
+/// A plan without its tensors, which are saved, and with them again: those saved from `first` on.
+AttentionPlan numbers_of(AttentionPlan plan) {
+  plan.segments = plan.lo = plan.hi = Tensor();
+  return plan;
+}
+AttentionPlan with_saved(AttentionPlan plan, const Backward& ctx, int first) {
+  plan.segments = ctx.saved(first);
+  plan.lo = ctx.saved(first + 1);
+  plan.hi = ctx.saved(first + 2);
+  return plan;
+}
+
 Tensor part(const Tensor& qkv, int i) { return with_rows(qkv.select(2, i)); }
 
 }  // namespace
@@ -39,12 +51,11 @@ Variable attention(const Variable& q, const Variable& k, const Variable& v,
   auto fwd = ops::attention(qv, kv, vv, bias, sinks, plan, options);
   return record("attention", {q, k, v, key_bias, sink}, fwd.out,
                 {qv, kv, vv, bias, sinks, fwd.out, fwd.lse, plan.segments, plan.lo, plan.hi},
-                [options, anchors = plan.anchors, slots = plan.slots,
-                 whole = plan.whole](const Backward& ctx) -> Gradients {
-                  const AttentionPlan p{ctx.saved(7), ctx.saved(8), ctx.saved(9), slots, anchors};
-                  const Tensor dq = gradient_of(ctx.saved(0), whole);
-                  const Tensor dk = gradient_of(ctx.saved(1), whole);
-                  const Tensor dv = gradient_of(ctx.saved(2), whole);
+                [options, numbers = numbers_of(plan)](const Backward& ctx) -> Gradients {
+                  const AttentionPlan p = with_saved(numbers, ctx, 7);
+                  const Tensor dq = gradient_of(ctx.saved(0), p.whole);
+                  const Tensor dk = gradient_of(ctx.saved(1), p.whole);
+                  const Tensor dv = gradient_of(ctx.saved(2), p.whole);
                   const auto grads = ops::attention_backward(
                       ctx.saved(0), ctx.saved(1), ctx.saved(2), ctx.saved(3), ctx.saved(4), p,
                       options, {ctx.saved(5), ctx.saved(6)}, ctx.dy(), dq, dk, dv);
@@ -67,11 +78,10 @@ Variable attention(const Variable& q, const Variable& k, const Variable& v,
   return record(
       "attention", {q, k, v}, fwd.out.reshape(q.shape()),
       {q.value(), k.value(), v.value(), fwd.out, fwd.lse, plan.segments, plan.lo, plan.hi},
-      [options, anchors = plan.anchors, slots = plan.slots,
-       whole = plan.whole](const Backward& ctx) -> Gradients {
-        const AttentionPlan p{ctx.saved(5), ctx.saved(6), ctx.saved(7), slots, anchors};
+      [options, numbers = numbers_of(plan)](const Backward& ctx) -> Gradients {
+        const AttentionPlan p = with_saved(numbers, ctx, 5);
         Gradients grads;
-        for (int i = 0; i < 3; ++i) grads.push_back(gradient_of(ctx.saved(i), whole));
+        for (int i = 0; i < 3; ++i) grads.push_back(gradient_of(ctx.saved(i), p.whole));
         ops::attention_backward(with_rows(ctx.saved(0)), with_rows(ctx.saved(1)),
                                 with_rows(ctx.saved(2)), {}, {}, p, options,
                                 {ctx.saved(3), ctx.saved(4)}, with_rows(ctx.dy()),
@@ -100,11 +110,10 @@ Variable attention_qkv(const Variable& qkv, const AttentionPlan& plan,
   return record(
       "attention_qkv", {qkv}, fwd.out.reshape({qkv.size(0), qkv.size(1), qkv.size(3), qkv.size(4)}),
       {x, fwd.out, fwd.lse, plan.segments, plan.lo, plan.hi},
-      [options, anchors = plan.anchors, slots = plan.slots,
-       whole = plan.whole](const Backward& ctx) -> Gradients {
-        const AttentionPlan p{ctx.saved(3), ctx.saved(4), ctx.saved(5), slots, anchors};
+      [options, numbers = numbers_of(plan)](const Backward& ctx) -> Gradients {
+        const AttentionPlan p = with_saved(numbers, ctx, 3);
         const Tensor& saved = ctx.saved(0);
-        const Tensor dqkv = gradient_of(saved, whole);
+        const Tensor dqkv = gradient_of(saved, p.whole);
         ops::attention_backward(part(saved, 0), part(saved, 1), part(saved, 2), {}, {}, p, options,
                                 {ctx.saved(1), ctx.saved(2)}, with_rows(ctx.dy()), part(dqkv, 0),
                                 part(dqkv, 1), part(dqkv, 2));

@@ -14,7 +14,8 @@ template <class Args>
 void run_highest(auto rungs, const char* slot, const Args& a) {
   for (auto rung = rungs.rbegin(); rung != rungs.rend(); ++rung) {
     if (!rung->fits(a)) continue;
-    if (a.problem.dropout > 0 && std::string_view(rung->name) != "mma") {
+    const std::string_view name = rung->name;
+    if (a.problem.dropout > 0 && name != "mma" && name != "hopper") {
       check_not_recording("dropout of attention without tensor cores");
     }
     return rung->run(a);

@@ -7,11 +7,22 @@ namespace {
 
 constexpr int kScanThreads = 1024;
 
+/// The sum of x over the lanes up to this one.
+__device__ inline int sum_up_to_lane(int x) {
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    const int before = __shfl_up_sync(kAllLanes, x, step);
+    if (lane_id() >= step) x += before;
+  }
+  return x;
+}
+
 // begin[n] = tiles of the segments before n: every thread sums a run of segments, then the threads'
 // sums are added up.
 __global__ void count_tiles(const AttentionSegment* segments, std::int64_t count, TileOf of,
                             int size, int* begin) {
-  __shared__ int sums[kScanThreads];
+  static_assert(kScanThreads == kWarp * kWarp);
+  __shared__ int warps[kWarp];
   const int me = static_cast<int>(threadIdx.x);
   const auto tiles = [&](std::int64_t n) {
     const std::int64_t items = of == TileOf::queries ? segments[n].q_count : segments[n].k_count;
@@ -22,14 +33,12 @@ __global__ void count_tiles(const AttentionSegment* segments, std::int64_t count
   const std::int64_t last = min(count, first + run);
   int sum = 0;
   for (std::int64_t n = first; n < last; ++n) sum += tiles(n);
-  sums[me] = sum;
-  for (int step = 1; step < kScanThreads; step *= 2) {
-    __syncthreads();
-    const int before = me >= step ? sums[me - step] : 0;
-    __syncthreads();
-    sums[me] += before;
-  }
-  int at = sums[me] - sum;
+  int at = sum_up_to_lane(sum);
+  if (lane_id() == kWarp - 1) warps[warp_id()] = at;
+  __syncthreads();
+  if (warp_id() == 0) warps[lane_id()] = sum_up_to_lane(warps[lane_id()]);
+  __syncthreads();
+  at += (warp_id() > 0 ? warps[warp_id() - 1] : 0) - sum;
   for (std::int64_t n = first; n < last; ++n) {
     begin[n] = at;
     at += tiles(n);

@@ -3,6 +3,7 @@
 // keys K and V stay in shared memory while Q and dO pass by, in the pass over queries it is the
 // other way round; both begin with the same two products, S and dP of the rows that stay.
 #include "cuda/attention_anchors.cuh"
+#include "cuda/attention_drop_bits.cuh"
 #include "cuda/attention_hopper_weights.cuh"
 #include "cuda/attention_rungs.h"
 
@@ -66,7 +67,7 @@ __device__ void make_barriers(Shared<kD>& shared) {
 }
 
 /// Warp 0 of the producer: the next tile of the list, for everybody.
-template <Pass kPass>
+template <Pass kPass, bool kDropout>
 __device__ void take_work(const AttentionProblem& p, const TileList& tiles, Work& work,
                           Barrier* full) {
   const int ticket = next_ticket(tiles);
@@ -76,9 +77,10 @@ __device__ void take_work(const AttentionProblem& p, const TileList& tiles, Work
     const QueryRange queries(p, t.s, t.first, t.first + t.count);
     if (lane_id() == 0) {
       work.tile = t;
-      work.begin = queries.begin;
+      // Bits of moving queries begin with a word.
+      work.begin = kDropout ? queries.begin / 32 * 32 : queries.begin;
       work.end = queries.end;
-      const std::int64_t count = max(std::int64_t{0}, queries.end - queries.begin);
+      const std::int64_t count = max(std::int64_t{0}, queries.end - work.begin);
       work.walk = KeyWalk(static_cast<int>((count + kMoving - 1) / kMoving));
     }
   } else if (!over) {
@@ -154,7 +156,7 @@ __device__ void produce_tile(const AttentionBwd& a, const Stats& stats, const Wo
   copies.finish();
 }
 
-template <int kD, Pass kPass, bool kBias>
+template <int kD, Pass kPass, bool kBias, bool kDropout>
 __device__ void produce(const AttentionBwd& a, const TileList& tiles, const Stats& stats,
                         Shared<kD>& shared) {
   Ring<kWorkStages> work_ring;
@@ -165,7 +167,7 @@ __device__ void produce(const AttentionBwd& a, const TileList& tiles, const Stat
     Work& work = shared.work[work_ring.stage];
     if (warp_id() == 0) {
       wait_at(&shared.work_empty[work_ring.stage], work_ring.parity ^ 1);
-      take_work<kPass>(a.problem, tiles, work, &shared.work_full[work_ring.stage]);
+      take_work<kPass, kDropout>(a.problem, tiles, work, &shared.work_full[work_ring.stage]);
     }
     wait_at(&shared.work_full[work_ring.stage], work_ring.parity);
     if (work.over) break;
@@ -241,9 +243,28 @@ __device__ void store_keys(const AttentionBwd& a, const Tile& t, const Mine& min
 template <int kD>
 constexpr bool kOverlap = kD == 64;
 
-template <int kD, bool kBias>
-__device__ void consume_keys(const AttentionBwd& a, const AnchorSums& far, const Work& work,
-                             Shared<kD>& shared, Ring<kStages<kD>>& ring) {
+/// Weights rounded to bf16, without those that are dropped.
+template <bool kDropout>
+__device__ void pack_kept(std::uint32_t (&packed)[kColumns / 2][4],
+                          const Accumulator<1, kColumns>& weights, const LaneBits<kColumns>& bits,
+                          float keep) {
+  if constexpr (kDropout) {
+    Accumulator<1, kColumns> kept;
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) kept[0][n][e] = weights[0][n][e];
+    }
+    drop(kept, bits, keep);
+    pack_blocks(packed, kept);
+  } else {
+    pack_blocks(packed, weights);
+  }
+}
+
+template <int kD, bool kBias, bool kDropout>
+__device__ void consume_keys(const AttentionBwd& a, const AnchorSums& far, const DropBits& drops,
+                             const Work& work, Shared<kD>& shared, Ring<kStages<kD>>& ring) {
   const AttentionProblem& p = a.problem;
   const Tile& t = work.tile;
   const int anchors = anchors_of(p);
@@ -277,16 +298,23 @@ __device__ void consume_keys(const AttentionBwd& a, const AnchorSums& far, const
     std::uint32_t weights[kColumns / 2][4];
     std::uint32_t slope[kColumns / 2][4];
     const ColumnStats stats{shared.lse[stage], shared.delta[stage]};
+    LaneBits<kColumns> bits;
     fixed.start(s, dp, shared, stage);
+    if constexpr (kDropout) {
+      const std::int64_t word = (work.begin + static_cast<std::int64_t>(n) * kMoving) / 32;
+      bits.read(drops.column(t.segment, key + lane_id() / 4) + word,
+                drops.column(t.segment, key + lane_id() / 4 + 8) + word);
+    }
     wgmma_wait<1>();
     in_flight.give_back();
     const bool full =
         last == kMoving - 1 && sight.everything(group_key, group_key + kGroupRows, anchors);
     if (!full) hide_queries(s, shared.lo[stage], shared.hi[stage], key, anchors);
     weigh(s, scale, stats, bias);
-    pack_blocks(weights, s);
+    pack_kept<kDropout>(weights, s, bits, drops.keep);
     start_sums<kD>(dv, weights, shared.moving_b[stage]);
     wgmma_wait<1>();
+    if constexpr (kDropout) drop(dp, bits, drops.keep);
     slopes(dp, s, stats);
     bias.add(dp);
     pack_blocks(slope, dp);
@@ -305,9 +333,10 @@ __device__ void consume_keys(const AttentionBwd& a, const AnchorSums& far, const
   store_keys<kD>(a, t, mine, dk, dv, shared);
 }
 
-template <int kD, bool kBias>
-__device__ void consume_queries(const AttentionBwd& a, const Stats& all_stats, const Work& work,
-                                Shared<kD>& shared, Ring<kStages<kD>>& ring) {
+template <int kD, bool kBias, bool kDropout>
+__device__ void consume_queries(const AttentionBwd& a, const Stats& all_stats,
+                                const DropBits& drops, const Work& work, Shared<kD>& shared,
+                                Ring<kStages<kD>>& ring) {
   const AttentionProblem& p = a.problem;
   const Tile& t = work.tile;
   const int anchors = anchors_of(p);
@@ -333,12 +362,20 @@ __device__ void consume_queries(const AttentionBwd& a, const Stats& all_stats, c
     Accumulator<1, kColumns> s;
     Accumulator<1, kColumns> dp;
     std::uint32_t slope[kColumns / 2][4];
+    LaneBits<kColumns> bits;
     fixed.start(s, dp, shared, stage);
+    if constexpr (kDropout) {
+      const std::int64_t last =
+          w.slot + w.count - 1;  // of the tile, also for a warp without queries
+      const std::int64_t upper = w.slot + lane_id() / 4;
+      bits.read(drops.row(min(upper, last)) + key / 32, drops.row(min(upper + 8, last)) + key / 32);
+    }
     wgmma_wait<1>();
     in_flight.give_back();
     if (!sight.everything(key, key + kMoving, anchors)) hide(s, w, key, anchors);
     weigh<kBias>(s, scale, stats, shared.bias[stage]);
     wgmma_wait<0>();
+    if constexpr (kDropout) drop(dp, bits, drops.keep);
     slopes(dp, s, stats);
     pack_blocks(slope, dp);
     start_sums<kD>(dq, slope, shared.moving_a[stage]);
@@ -353,9 +390,9 @@ __device__ void consume_queries(const AttentionBwd& a, const Stats& all_stats, c
                     a.dq.row_stride, w.count);
 }
 
-template <int kD, Pass kPass, bool kBias>
+template <int kD, Pass kPass, bool kBias, bool kDropout>
 __device__ void consume(const AttentionBwd& a, const Stats& stats, const AnchorSums& far,
-                        Shared<kD>& shared) {
+                        const DropBits& drops, Shared<kD>& shared) {
   Ring<kWorkStages> work_ring;
   Ring<kStages<kD>> ring;
   Ring<1> fixed_ring;
@@ -365,9 +402,9 @@ __device__ void consume(const AttentionBwd& a, const Stats& stats, const AnchorS
     if (work.over) break;
     wait_at(&shared.fixed_full, fixed_ring.parity);
     if constexpr (kPass == Pass::keys) {
-      consume_keys<kD, kBias>(a, far, work, shared, ring);
+      consume_keys<kD, kBias, kDropout>(a, far, drops, work, shared, ring);
     } else {
-      consume_queries<kD, kBias>(a, stats, work, shared, ring);
+      consume_queries<kD, kBias, kDropout>(a, stats, drops, work, shared, ring);
     }
     fixed_ring.next();
     release(&shared.work_empty[work_ring.stage]);
@@ -375,55 +412,60 @@ __device__ void consume(const AttentionBwd& a, const Stats& stats, const AnchorS
   }
 }
 
-template <int kD, Pass kPass, bool kBias>
+template <int kD, Pass kPass, bool kBias, bool kDropout>
 __global__ void __launch_bounds__(kThreads, 1)
-    backward(const AttentionBwd a, const TileList tiles, const Stats stats, const AnchorSums far) {
+    backward(const AttentionBwd a, const TileList tiles, const Stats stats, const AnchorSums far,
+             const DropBits drops) {
   auto& shared = dynamic_shared<Shared<kD>>();
   if (threadIdx.x == 0) make_barriers(shared);
   __syncthreads();
   if (warp_id() < kGroup / kWarp) {
     fewer_registers<kProducerRegisters>();
-    produce<kD, kPass, kBias>(a, tiles, stats, shared);
+    produce<kD, kPass, kBias, kDropout>(a, tiles, stats, shared);
   } else {
     more_registers<kConsumerRegisters>();
-    consume<kD, kPass, kBias>(a, stats, far, shared);
+    consume<kD, kPass, kBias, kDropout>(a, stats, far, drops, shared);
   }
 }
 
-template <int kD, Pass kPass, bool kBias>
-void run_pass(const AttentionBwd& a, const Stats& stats, const AnchorSums& far) {
+template <int kD, Pass kPass, bool kBias, bool kDropout>
+void run_pass(const AttentionBwd& a, const Stats& stats, const AnchorSums& far,
+              const DropBits& drops) {
   const Tiles tiles(a.problem, kPass == Pass::keys ? TileOf::keys : TileOf::queries, kFixed);
   const unsigned blocks = std::min(tiles.grid(), static_cast<unsigned>(multiprocessors()));
-  launch_shared<Shared<kD>>("attention_bwd: hopper", backward<kD, kPass, kBias>, blocks, kThreads,
-                            a, tiles.list(), stats, far);
+  launch_shared<Shared<kD>>("attention_bwd: hopper", backward<kD, kPass, kBias, kDropout>, blocks,
+                            kThreads, a, tiles.list(), stats, far, drops);
 }
 
-template <int kD, bool kBias>
+template <int kD, bool kBias, bool kDropout>
 void run(const AttentionBwd& a) {
   const QueryStats<float> prepared(a);
   const Stats stats{prepared.lse(), prepared.delta()};
+  const DrawnBits drawn(a.problem, true);
   if (a.dk.data || a.dv.data || a.dkey_bias) {
     const AnchorGradient far(a, prepared);
-    run_pass<kD, Pass::keys, kBias>(far.rest(a), stats, far.sums());
+    run_pass<kD, Pass::keys, kBias, kDropout>(far.rest(a), stats, far.sums(), drawn.bits());
   }
-  if (a.dq.data) run_pass<kD, Pass::queries, kBias>(a, stats, {});
+  if (a.dq.data) run_pass<kD, Pass::queries, kBias, kDropout>(a, stats, {}, drawn.bits());
+}
+
+template <int kD>
+void run_width(const AttentionBwd& a) {
+  if (a.problem.dropout > 0) return run<kD, false, true>(a);
+  a.problem.key_bias ? run<kD, true, false>(a) : run<kD, false, false>(a);
 }
 
 }  // namespace
 
 bool hopper_bwd_fits(const AttentionBwd& a) {
   const AttentionProblem& p = a.problem;
-  return mma_bwd_fits(a) && p.D != 32 && p.dropout == 0 &&
+  return mma_bwd_fits(a) && p.D != 32 &&
+         (p.dropout == 0 || (!p.key_bias && drop_bits_fit(p, true))) &&
          p.queries >= kWorthwhileSegment * p.segment_count && capability() == 90;
 }
 
 void attention_bwd_hopper(const AttentionBwd& a) {
-  const bool bias = a.problem.key_bias != nullptr;
-  if (a.problem.D == 64) {
-    bias ? run<64, true>(a) : run<64, false>(a);
-  } else {
-    bias ? run<128, true>(a) : run<128, false>(a);
-  }
+  a.problem.D == 64 ? run_width<64>(a) : run_width<128>(a);
 }
 
 }  // namespace proteus::cuda

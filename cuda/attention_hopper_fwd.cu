@@ -6,6 +6,7 @@
 //
 // Rows come by cp.async, not by tensor maps: segments begin and end at any row, and what lies
 // beyond is filled with zeros.
+#include "cuda/attention_drop_bits.cuh"
 #include "cuda/attention_rungs.h"
 #include "cuda/attention_softmax.cuh"
 #include "cuda/hopper_pipeline.cuh"
@@ -130,23 +131,36 @@ __device__ void produce(const AttentionFwd& a, const TileList& tiles, Shared<kD>
 }
 
 /// What a consumer has of one tile of queries: 64 for the group, 16 for this warp.
-template <int kD>
+template <int kD, bool kDropout>
 struct Queries {
   const bf16* q;  // of the group
   Sight sight;    // of the group
   WarpQueries w;
   int anchors;
   float scale;
+  DropBits drop_bits;
+  LaneBits<kKeys / 8> bits;  // of a tile of keys
   Softmax<1> softmax;
   RowFactors<1> shrink;
   Accumulator<1, kD / 8> o;
   Accumulator<1, kKeys / 8> s;
 
+  /// Starts reading which weights of a tile of keys are kept.
+  __device__ void read_bits(int tile) {
+    if constexpr (kDropout) {
+      const std::int64_t last =
+          w.slot + w.count - 1;  // of the tile, also for a warp without queries
+      const std::int64_t upper = w.slot + lane_id() / 4;
+      bits.read(drop_bits.row(min(upper, last)) + tile * (kKeys / 32),
+                drop_bits.row(min(upper + 8, last)) + tile * (kKeys / 32));
+    }
+  }
   /// Scores of a tile of keys → weights.
   __device__ void weigh(int tile) {
     const int key = tile * kKeys;
     if (!sight.everything(key, key + kKeys, anchors)) hide(s, w, key, anchors);
     online_softmax(s, scale, softmax, shrink);
+    if constexpr (kDropout) drop(s, bits, drop_bits.keep);
   }
 };
 
@@ -162,13 +176,14 @@ __device__ void pass_by(Shared<kD>& shared, Ring<Plan<kD>::kStages>& ring) {
 
 /// Goes from `tile` through the tiles of keys that the group sees and returns the one after them. K
 /// and V have the same ring; V's stage is given back one step later.
-template <int kD>
-__device__ int attend(Queries<kD>& x, const KeyWalk& walk, int tile, Shared<kD>& shared,
+template <int kD, bool kDropout>
+__device__ int attend(Queries<kD, kDropout>& x, const KeyWalk& walk, int tile, Shared<kD>& shared,
                       Ring<Plan<kD>::kStages>& ring) {
   constexpr int kRows = Plan<kD>::kRows;
   std::uint32_t weights[kKeys / 16][4];
   wait_at(&shared.k_full[ring.stage], ring.parity);
   start_scores<kD, kRows>(x.s, x.q, shared.k[ring.stage]);
+  x.read_bits(tile);
   wgmma_wait<0>();
   release(&shared.k_empty[ring.stage]);
   x.weigh(tile);
@@ -181,6 +196,7 @@ __device__ int attend(Queries<kD>& x, const KeyWalk& walk, int tile, Shared<kD>&
     start_scores<kD, kRows>(x.s, x.q, shared.k[ring.stage]);
     wait_at(&shared.v_full[before.stage], before.parity);
     start_sums<kD>(x.o, weights, shared.v[before.stage]);
+    x.read_bits(tile);
     wgmma_wait<1>();
     release(&shared.k_empty[ring.stage]);
     x.weigh(tile);
@@ -199,19 +215,21 @@ __device__ int attend(Queries<kD>& x, const KeyWalk& walk, int tile, Shared<kD>&
   return tile;
 }
 
-template <int kD>
-__device__ void consume_tile(const AttentionFwd& a, const Work<Plan<kD>::kConsumers>& work,
-                             Shared<kD>& shared, Ring<Plan<kD>::kStages>& ring, int q_parity) {
+template <int kD, bool kDropout>
+__device__ void consume_tile(const AttentionFwd& a, const DropBits& bits,
+                             const Work<Plan<kD>::kConsumers>& work, Shared<kD>& shared,
+                             Ring<Plan<kD>::kStages>& ring, int q_parity) {
   const AttentionProblem& p = a.problem;
   const Tile& t = work.tile;
   const int group = warp_id() / 4 - 1;
   const int first = group * kGroupRows + warp_id() % 4 * 16;  // of this warp
   const KeyWalk walk(work.all, anchors_of(p), kKeys);
-  Queries<kD> x{.q = shared.q + group * kGroupRows * kSwizzledWidth,
-                .sight = work.group[group],
-                .w = WarpQueries(p, t, first, 16),
-                .anchors = anchors_of(p),
-                .scale = static_cast<float>(p.scale) * kLog2E};
+  Queries<kD, kDropout> x{.q = shared.q + group * kGroupRows * kSwizzledWidth,
+                          .sight = work.group[group],
+                          .w = WarpQueries(p, t, first, 16),
+                          .anchors = anchors_of(p),
+                          .scale = static_cast<float>(p.scale) * kLog2E,
+                          .drop_bits = bits};
   clear(x.o);
   int tile = walk.first();
   const auto seen = [&] { return !x.sight.nothing(tile * kKeys, (tile + 1) * kKeys, x.anchors); };
@@ -226,8 +244,8 @@ __device__ void consume_tile(const AttentionFwd& a, const Work<Plan<kD>::kConsum
   finish<kD>(a, t, x.w, first, x.softmax, x.o, shared.out + first * kD);
 }
 
-template <int kD>
-__device__ void consume(const AttentionFwd& a, Shared<kD>& shared) {
+template <int kD, bool kDropout>
+__device__ void consume(const AttentionFwd& a, const DropBits& bits, Shared<kD>& shared) {
   using P = Plan<kD>;
   Ring<kWorkStages> work_ring;
   Ring<P::kStages> ring;
@@ -236,16 +254,16 @@ __device__ void consume(const AttentionFwd& a, Shared<kD>& shared) {
     wait_at(&shared.work_full[work_ring.stage], work_ring.parity);
     const auto& work = shared.work[work_ring.stage];
     if (work.over) break;
-    consume_tile<kD>(a, work, shared, ring, q_ring.parity);
+    consume_tile<kD, kDropout>(a, bits, work, shared, ring, q_ring.parity);
     release(&shared.work_empty[work_ring.stage]);
     work_ring.next();
     q_ring.next();
   }
 }
 
-template <int kD>
+template <int kD, bool kDropout>
 __global__ void __launch_bounds__(Plan<kD>::kThreads, 1)
-    forward(const AttentionFwd a, const TileList tiles) {
+    forward(const AttentionFwd a, const TileList tiles, const DropBits bits) {
   using P = Plan<kD>;
   auto& shared = dynamic_shared<Shared<kD>>();
   if (threadIdx.x == 0) make_barriers(shared);
@@ -255,7 +273,7 @@ __global__ void __launch_bounds__(Plan<kD>::kThreads, 1)
     produce(a, tiles, shared);
   } else {
     more_registers<P::kConsumerRegisters>();
-    consume(a, shared);
+    consume<kD, kDropout>(a, bits, shared);
   }
 }
 
@@ -263,15 +281,18 @@ template <int kD>
 void run(const AttentionFwd& a) {
   const Tiles tiles(a.problem, TileOf::queries, Plan<kD>::kRows);
   const unsigned blocks = std::min(tiles.grid(), static_cast<unsigned>(multiprocessors()));
-  launch_shared<Shared<kD>>("attention_fwd: hopper", forward<kD>, blocks, Plan<kD>::kThreads, a,
-                            tiles.list());
+  const DrawnBits drawn(a.problem, false);
+  launch_shared<Shared<kD>>("attention_fwd: hopper",
+                            a.problem.dropout > 0 ? forward<kD, true> : forward<kD, false>, blocks,
+                            Plan<kD>::kThreads, a, tiles.list(), drawn.bits());
 }
 
 }  // namespace
 
 bool hopper_fwd_fits(const AttentionFwd& a) {
   const AttentionProblem& p = a.problem;
-  return mma_fwd_fits(a) && p.D != 32 && p.dropout == 0 && !p.key_bias &&
+  return mma_fwd_fits(a) && p.D != 32 && !p.key_bias &&
+         (p.dropout == 0 || drop_bits_fit(p, false)) &&
          p.queries >= kWorthwhileSegment * p.segment_count && capability() == 90;
 }
 

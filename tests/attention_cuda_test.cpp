@@ -207,6 +207,10 @@ std::vector<Case> cases() {
       {.dense = 257, .window = 40},
       {.anchors = 70, .dense = 300, .window = 33},
       {.anchors = 4, .dropout = 0.5, .dense = 100, .window = 20},
+      {.segments = 3, .max_queries = 600, .max_keys = 450, .anchors = 3, .dropout = 0.25},
+      {.dropout = 0.3, .dense = 400},
+      {.anchors = 3, .dropout = 0.1, .dense = 333, .window = 70},
+      {.dropout = 0.2, .dense = 500, .last = 299},
       {.anchors = 5, .sink_scale = 1, .dense = 3000, .window = 100},
       {.segments = 1, .max_queries = 9000, .max_keys = 500, .anchors = 9, .bias = true},
       {.dense = 150, .last = 1},
@@ -252,6 +256,7 @@ class AttentionCuda : public ::testing::Test {
     args.dtype = p.q.dtype();
     args.key_bias = p.key_bias.defined() ? p.key_bias.raw() : nullptr;
     args.dropout = p.options.dropout;
+    args.longest = p.plan.longest;
     for (HeadRows* rows : {&args.q, &args.k, &args.v}) *rows = {nullptr, args.D, args.D};
     return args;
   }
@@ -346,7 +351,8 @@ TEST_F(AttentionCuda, RunsGiveTheSameBits) {
   full.sink_scale = 1;
   full.dropout = 0.2;
   for (const DType dtype : {DType::f32, DType::bf16}) {
-    for (const Case& c : {full, plain, Case{.dense = 700}, Case{.D = 128, .dense = 300}}) {
+    for (const Case& c : {full, plain, Case{.dense = 700}, Case{.D = 128, .dense = 300},
+                          Case{.dropout = 0.2, .dense = 333}}) {
       const Problem p = make_problem(c, 400, dtype);
       for_rungs(p, [&] {
         const Result a = run(p, dtype, device_, c.dense > 0);

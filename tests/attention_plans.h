@@ -51,6 +51,7 @@ inline PackedPlan random_plan(const PackedSizes& sizes, std::uint64_t seed) {
   packed.plan.hi = Tensor::from_data<std::int32_t>(hi, {packed.q_rows});
   packed.plan.slots = packed.q_rows;
   packed.plan.anchors = sizes.anchors;
+  packed.plan.longest = std::max(sizes.max_queries, sizes.max_keys);
   return packed;
 }
 

@@ -369,6 +369,11 @@ TEST(Attention, MessagesSayWhatIsWrong) {
   EXPECT_EQ(message([&] { ops::attention(rows, rows, rows, {}, {}, longer, {}); }),
             "attention(q, k, v, plan): segment 0 reaches beyond q [4, 2, 8], k [4, 2, 8], the "
             "plan's slots or ranges, or the sink");
+  AttentionPlan wrong = ops::causal_plan(1, 2, 4, 4, std::int64_t{0}, 0);
+  wrong.longest = 3;
+  EXPECT_EQ(message([&] { ops::attention(rows, rows, rows, {}, {}, wrong, {}); }),
+            "attention(q, k, v, plan): segment 0 has 4 queries or keys, more than the plan's "
+            "longest, 3");
   const Variable two(Tensor::zeros({2, 4, 2, 8}));
   EXPECT_EQ(
       message([&] { attention(q, two, two); }),

@@ -92,6 +92,12 @@ void check_plan(const AttentionPlan& plan, const Tensor& q, const Tensor& k, con
                        " reaches beyond q " + to_string(q.shape()) + ", k " + to_string(k.shape()) +
                        ", the plan's slots or ranges, or the sink");
     }
+    if (plan.longest > 0 && std::max(s[n].q_count, s[n].k_count) > plan.longest) {
+      throw ShapeError("attention(q, k, v, plan): segment " + std::to_string(n) + " has " +
+                       std::to_string(std::max(s[n].q_count, s[n].k_count)) +
+                       " queries or keys, more than the plan's longest, " +
+                       std::to_string(plan.longest));
+    }
     const std::int32_t* lo = plan.lo.data<std::int32_t>() + s[n].range;
     const std::int32_t* hi = plan.hi.data<std::int32_t>() + s[n].range;
     for (std::int64_t i = 0; i < s[n].q_count; ++i) {
@@ -147,6 +153,7 @@ AttentionProblem problem(const Tensor& q, const Tensor& k, const Tensor& v, cons
   p.segment_count = plan.segments.size(0);
   p.queries = plan.slots;
   p.keys = k.size(0) * k.size(1);
+  p.longest = plan.longest;
   p.D = q.size(2);
   p.anchors = plan.anchors;
   p.scale = options.scale != 0 ? options.scale : 1.0 / std::sqrt(static_cast<double>(p.D));
@@ -167,6 +174,7 @@ AttentionPlan causal_plan(std::int64_t B, std::int64_t H, std::int64_t Tq, std::
   }
   AttentionPlan plan;
   plan.whole = true;
+  plan.longest = Tk;
   plan.slots = B * H * Tq;
   plan.anchors = anchors;
   Tensor segments = Tensor::zeros({B * H, 8}, DType::i64);

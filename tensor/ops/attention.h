@@ -55,6 +55,8 @@ struct AttentionProblem {
   /// At least the queries and keys of all segments together, for grids of devices whose segments
   /// the host cannot read.
   std::int64_t queries = 0, keys = 0;
+  /// At least the keys, and the queries, of every segment; 0 = not known.
+  std::int64_t longest = 0;
   std::int64_t D = 0;
   std::int64_t anchors = 0;
   double scale = 1;
@@ -101,7 +103,8 @@ struct AttentionPlan {
   Tensor lo, hi;           ///< i32
   std::int64_t slots = 0;  ///< queries of all segments together
   std::int64_t anchors = 0;
-  bool whole = false;  ///< every row of q and of k is in a segment
+  std::int64_t longest = 0;  ///< at least every segment's queries and keys; 0 = not known
+  bool whole = false;        ///< every row of q and of k is in a segment
 };
 
 struct AttentionOptions {
