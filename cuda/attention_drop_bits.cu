@@ -7,6 +7,7 @@ namespace {
 
 constexpr int kBits = 32;
 constexpr int kThreads = 256;
+constexpr int kTiles = 4;  // of 32 queries per block
 /// Rows of bits begin at 16 bytes, and tiles of keys are at most as long.
 constexpr std::int64_t kRounded = 128;
 /// Beyond that a kernel draws for itself: 12 heads of 1,024 queries in 32 sequences take 100 MB.
@@ -24,39 +25,40 @@ std::size_t bytes_of(const AttentionProblem& p, bool columns) {
   return static_cast<std::size_t>(row_words(p) + column_words(p, columns)) * sizeof(std::uint32_t);
 }
 
-// A block has 32 queries of a segment, a warp every eighth 32 of the keys that they see, a lane a
-// query.
+// A block has kTiles times 32 queries of a segment; a warp draws for 32 of them and 32 keys, a lane
+// for a query.
 template <bool kColumns>
 __global__ void __launch_bounds__(kThreads)
     draw_bits(const AttentionProblem p, const DropBits to, const std::uint64_t* later) {
-  const int tiles = to.words;
-  const std::int64_t n = blockIdx.x / tiles;
-  const int first = static_cast<int>(blockIdx.x) % tiles * kBits;
+  const int blocks = to.words / kTiles;
+  const std::int64_t n = blockIdx.x / blocks;
+  const int block = static_cast<int>(blockIdx.x) % blocks;
   const AttentionSegment s = p.segments[n];
-  if (first >= s.q_count) return;
   const Draws draws(p, later);
   const int anchors = anchors_of(p);
-  const int count = static_cast<int>(min(std::int64_t{kBits}, s.q_count - first));
-  const std::int32_t* lo = p.lo + s.range + first;
-  const std::int32_t* hi = p.hi + s.range + first;
-  const Sight sight{lo[0], hi[0], lo[count - 1], hi[count - 1]};
   const int lane = lane_id();
-  const std::int64_t slot = s.slot + first + lane;
-  for (int word = warp_id(); word * kBits < sight.hi_last; word += kThreads / kWarp) {
+  for (int task = warp_id(); task < kTiles * to.words; task += kThreads / kWarp) {
+    const int tile = block * kTiles + task % kTiles;
+    const int first = tile * kBits;
+    const int word = task / kTiles;
     const int key = word * kBits;
+    if (first >= s.q_count || key >= s.k_count) continue;
+    const int count = static_cast<int>(min(std::int64_t{kBits}, s.q_count - first));
+    const std::int32_t* lo = p.lo + s.range + first;
+    const std::int32_t* hi = p.hi + s.range + first;
+    const Sight sight{lo[0], hi[0], lo[count - 1], hi[count - 1]};
     if (sight.nothing(key, key + kBits, anchors)) continue;
+    const std::int64_t slot = s.slot + first + lane;
     std::uint32_t mine = 0;
-    if (lane < count) {
-#pragma unroll 4
-      for (int four = 0; four < kBits / 4; ++four) {
-        const Philox4 r = draws.group(slot, key + 4 * four);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          mine |= static_cast<std::uint32_t>(r.v[e] >= draws.threshold) << (4 * four + e);
-        }
+    for (int four = 0; four < kBits / 4; ++four) {
+      const Philox4 r = draws.group(slot, key + 4 * four);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        mine |= static_cast<std::uint32_t>(r.v[e] >= draws.threshold) << (4 * four + e);
       }
-      to.rows[slot * to.words + word] = mine;
     }
+    if (lane < count) to.rows[slot * to.words + word] = mine;
     if constexpr (kColumns) {
       std::uint32_t of_key = 0;
 #pragma unroll
@@ -64,7 +66,7 @@ __global__ void __launch_bounds__(kThreads)
         const std::uint32_t all = __ballot_sync(kAllLanes, mine >> j & 1u);
         if (lane == j) of_key = all;
       }
-      to.columns[(n * kBits * to.words + key + lane) * to.words + first / kBits] = of_key;
+      to.columns[(n * kBits * to.words + key + lane) * to.words + tile] = of_key;
     }
   }
 }
@@ -82,7 +84,7 @@ DrawnBits::DrawnBits(const AttentionProblem& p, bool columns)
   bits_ = {rows, columns ? rows + row_words(p) : nullptr, static_cast<int>(words_of(p)),
            static_cast<float>(1.0 / (1.0 - p.dropout))};
   launch("attention: draw_bits", columns ? draw_bits<true> : draw_bits<false>,
-         static_cast<unsigned>(p.segment_count * bits_.words), kThreads, 0, p, bits_,
+         static_cast<unsigned>(p.segment_count * bits_.words / kTiles), kThreads, 0, p, bits_,
          recorded_streams());
 }
 

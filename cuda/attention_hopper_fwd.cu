@@ -16,6 +16,8 @@ namespace {
 
 constexpr int kKeys = 128;  // per tile
 
+constexpr int kQueryStages = 2;  // the next tile's queries come while this one is in use
+
 /// By width: consumers, tiles of keys in shared memory, and registers per thread, which must add up
 /// to the 65,536 of a multiprocessor.
 template <int kD>
@@ -40,12 +42,12 @@ struct Work {
 template <int kD>
 struct Shared {
   using P = Plan<kD>;
-  alignas(1024) bf16 q[P::kRows * kD];
+  alignas(1024) bf16 q[kQueryStages][P::kRows * kD];
   alignas(1024) bf16 k[P::kStages][kKeys * kD];
   alignas(1024) bf16 v[P::kStages][kKeys * kD];
   alignas(1024) bf16 out[P::kRows * kD];
   Work<P::kConsumers> work[kWorkStages];
-  Barrier q_full, q_empty;
+  Barrier q_full[kQueryStages], q_empty[kQueryStages];
   Barrier k_full[P::kStages], k_empty[P::kStages];
   Barrier v_full[P::kStages], v_empty[P::kStages];
   Barrier work_full[kWorkStages], work_empty[kWorkStages];
@@ -55,8 +57,10 @@ template <int kD>
 __device__ void make_barriers(Shared<kD>& shared) {
   using P = Plan<kD>;
   constexpr int kWarps = P::kConsumers * kGroup / kWarp;  // one arrival for each
-  make_barrier(&shared.q_full, kGroup);
-  make_barrier(&shared.q_empty, kWarps);
+  for (int i = 0; i < kQueryStages; ++i) {
+    make_barrier(&shared.q_full[i], kGroup);
+    make_barrier(&shared.q_empty[i], kWarps);
+  }
   for (int i = 0; i < P::kStages; ++i) {
     make_barrier(&shared.k_full[i], kGroup);
     make_barrier(&shared.v_full[i], kGroup);
@@ -98,7 +102,7 @@ __device__ void produce(const AttentionFwd& a, const TileList& tiles, Shared<kD>
   const int anchors = anchors_of(p);
   Ring<kWorkStages> work_ring;
   Ring<P::kStages> ring;
-  Ring<1> q_ring;
+  Ring<kQueryStages> q_ring;
   Copies copies;
   while (true) {
     auto& work = shared.work[work_ring.stage];
@@ -110,9 +114,9 @@ __device__ void produce(const AttentionFwd& a, const TileList& tiles, Shared<kD>
     if (work.over) break;
     const Tile& t = work.tile;
     const KeyWalk walk(work.all, anchors, kKeys);
-    wait_at(&shared.q_empty, q_ring.parity ^ 1);
-    copy_halves<P::kRows, kD>(shared.q, p.q, t.s.head, t.s.q_row + t.first, t.count);
-    copies.start(&shared.q_full);
+    copies.wait_for(&shared.q_empty[q_ring.stage], q_ring.parity ^ 1);
+    copy_halves<P::kRows, kD>(shared.q[q_ring.stage], p.q, t.s.head, t.s.q_row + t.first, t.count);
+    copies.start(&shared.q_full[q_ring.stage]);
     q_ring.next();
     for (int tile = walk.first(); tile < walk.end; tile = walk.next(tile), ring.next()) {
       const std::int64_t key = static_cast<std::int64_t>(tile) * kKeys;
@@ -133,8 +137,9 @@ __device__ void produce(const AttentionFwd& a, const TileList& tiles, Shared<kD>
 /// What a consumer has of one tile of queries: 64 for the group, 16 for this warp.
 template <int kD, bool kDropout>
 struct Queries {
-  const bf16* q;  // of the group
-  Sight sight;    // of the group
+  const bf16* q;     // of the group
+  Barrier* q_empty;  // to be told when they are not needed any more
+  Sight sight;       // of the group
   WarpQueries w;
   int anchors;
   float scale;
@@ -207,7 +212,7 @@ __device__ int attend(Queries<kD, kDropout>& x, const KeyWalk& walk, int tile, S
     before = ring;
     ring.next();
   }
-  release(&shared.q_empty);
+  release(x.q_empty);
   wait_at(&shared.v_full[before.stage], before.parity);
   start_sums<kD>(x.o, weights, shared.v[before.stage]);
   wgmma_wait<0>();
@@ -218,13 +223,14 @@ __device__ int attend(Queries<kD, kDropout>& x, const KeyWalk& walk, int tile, S
 template <int kD, bool kDropout>
 __device__ void consume_tile(const AttentionFwd& a, const DropBits& bits,
                              const Work<Plan<kD>::kConsumers>& work, Shared<kD>& shared,
-                             Ring<Plan<kD>::kStages>& ring, int q_parity) {
+                             Ring<Plan<kD>::kStages>& ring, const Ring<kQueryStages>& q_ring) {
   const AttentionProblem& p = a.problem;
   const Tile& t = work.tile;
   const int group = warp_id() / 4 - 1;
   const int first = group * kGroupRows + warp_id() % 4 * 16;  // of this warp
   const KeyWalk walk(work.all, anchors_of(p), kKeys);
-  Queries<kD, kDropout> x{.q = shared.q + group * kGroupRows * kSwizzledWidth,
+  Queries<kD, kDropout> x{.q = shared.q[q_ring.stage] + group * kGroupRows * kSwizzledWidth,
+                          .q_empty = &shared.q_empty[q_ring.stage],
                           .sight = work.group[group],
                           .w = WarpQueries(p, t, first, 16),
                           .anchors = anchors_of(p),
@@ -233,12 +239,12 @@ __device__ void consume_tile(const AttentionFwd& a, const DropBits& bits,
   clear(x.o);
   int tile = walk.first();
   const auto seen = [&] { return !x.sight.nothing(tile * kKeys, (tile + 1) * kKeys, x.anchors); };
-  wait_at(&shared.q_full, q_parity);
+  wait_at(&shared.q_full[q_ring.stage], q_ring.parity);
   for (; tile < walk.end && !seen(); tile = walk.next(tile)) pass_by(shared, ring);
   if (tile < walk.end) {
     tile = attend(x, walk, tile, shared, ring);
   } else {
-    release(&shared.q_empty);
+    release(x.q_empty);
   }
   for (; tile < walk.end; tile = walk.next(tile)) pass_by(shared, ring);
   finish<kD>(a, t, x.w, first, x.softmax, x.o, shared.out + first * kD);
@@ -249,12 +255,12 @@ __device__ void consume(const AttentionFwd& a, const DropBits& bits, Shared<kD>&
   using P = Plan<kD>;
   Ring<kWorkStages> work_ring;
   Ring<P::kStages> ring;
-  Ring<1> q_ring;
+  Ring<kQueryStages> q_ring;
   while (true) {
     wait_at(&shared.work_full[work_ring.stage], work_ring.parity);
     const auto& work = shared.work[work_ring.stage];
     if (work.over) break;
-    consume_tile<kD, kDropout>(a, bits, work, shared, ring, q_ring.parity);
+    consume_tile<kD, kDropout>(a, bits, work, shared, ring, q_ring);
     release(&shared.work_empty[work_ring.stage]);
     work_ring.next();
     q_ring.next();
