@@ -1,5 +1,7 @@
 #include "autograd/variable.h"
 
+#include <mutex>
+
 #include "autograd/tape.h"
 #include "tensor/error.h"
 
@@ -60,6 +62,7 @@ void Variable::set_value(Tensor value) const {
     throw AutogradError("set_value: only for leaves");
   }
   check_replacement("set_value(value): value", value, state_->value);
+  state_->rounded = {};
   state_->value = std::move(value);
 }
 
@@ -70,10 +73,26 @@ void Variable::resize(Tensor value) const {
                      " with another shape, got " + describe(value));
   }
   if (state_->leaf) state_->leaf->grad = {};
+  state_->rounded = {};
   state_->value = std::move(value);
 }
 
 Variable Variable::detach() const { return Variable(value()); }
+
+Tensor Variable::rounded() const {
+  const Tensor& x = value();
+  if (state_->producer) return x.to(DType::bf16);
+  static std::mutex mutex;  // threads may run one model
+  const std::lock_guard lock(mutex);
+  Rounded& kept = state_->rounded;
+  if (!kept.copy.defined()) {
+    kept = {x.to(DType::bf16), x.version()};
+  } else if (kept.version != x.version()) {
+    kept.copy.copy_(x);
+    kept.version = x.version();
+  }
+  return kept.copy;
+}
 
 void Variable::backward() const {
   if (value().numel() != 1) {

@@ -46,6 +46,10 @@ class Variable {
   void resize(Tensor value) const;
   /// The same value without history.
   Variable detach() const;
+  /// The value rounded to bf16. A leaf keeps it until its value changes: what works on between two
+  /// steps of the optimizer rounds its parameters once. It is renewed in place, so that recorded
+  /// work finds it where it was.
+  Tensor rounded() const;
 
   /// Adds d(this)/d(leaf) to every leaf's gradient. The scalar form needs one element.
   /// The history is consumed: a second backward through it throws AutogradError.
@@ -55,8 +59,13 @@ class Variable {
  private:
   friend class Node;
   friend class Tape;
+  struct Rounded {
+    Tensor copy;
+    std::uint64_t version = 0;  // of the value
+  };
   struct State {
     Tensor value;
+    Rounded rounded;
     std::shared_ptr<Leaf> leaf;      // set for leaves that require a gradient
     std::shared_ptr<Node> producer;  // set for computed variables with a history
     int output = 0;                  // which output of the producer

@@ -94,7 +94,9 @@ Variable cast(const Variable& x, DType dtype) {
 Variable beside(const Variable& parameter, const Variable& x) {
   const bool wide =
       parameter.defined() && parameter.dtype() == DType::f32 && x.dtype() == DType::bf16;
-  return wide ? cast(parameter, DType::bf16) : parameter;
+  if (!wide) return parameter;
+  return record("beside", {parameter}, parameter.rounded(), {},
+                [](const Backward& ctx) -> Gradients { return {ctx.dy().to(DType::f32)}; });
 }
 
 }  // namespace proteus

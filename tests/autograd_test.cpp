@@ -370,5 +370,22 @@ TEST(GradcheckInputs, ViewsIntegersAndEmptyOnes) {
       "gradcheck(fn, inputs): inputs: expected dtype f64, got f32");
 }
 
+TEST(Rounded, ALeafIsRoundedOnceForEveryValueThatItHas) {
+  const Variable w(Tensor::randn({5, 7}, {1, 2}), true);
+  const Tensor first = w.rounded();
+  EXPECT_EQ(first.dtype(), DType::bf16);
+  EXPECT_EQ(first.to_vector(), w.value().to(DType::bf16).to_vector());
+  EXPECT_EQ(w.rounded().raw(), first.raw());
+  const std::uint64_t version = first.version();
+  w.value().fill_(1.5);
+  EXPECT_EQ(w.rounded().raw(), first.raw());  // recorded work reads there
+  EXPECT_GT(first.version(), version);        // and a backward that saved it is refused
+  EXPECT_EQ(first.to_vector(), std::vector<double>(35, 1.5));
+  w.set_value(Tensor::zeros({5, 7}));
+  EXPECT_EQ(w.rounded().to_vector(), std::vector<double>(35, 0.0));
+  w.resize(Tensor::full({2}, 1.0));
+  EXPECT_EQ(w.rounded().to_vector(), std::vector<double>(2, 1.0));
+}
+
 }  // namespace
 }  // namespace proteus::testing
