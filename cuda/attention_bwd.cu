@@ -100,10 +100,10 @@ __device__ void weigh_keys(const AttentionProblem& p, const KeyShared<kD>& share
                            Accumulator<kB, kColumns>& s, Accumulator<kB, kColumns>& dp,
                            KeySums<kD>& sums) {
   const float scale = static_cast<float>(p.scale) * kLog2E;
+  float keeps[kB][2][4];
 #pragma unroll
   for (int n = 0; n < kColumns; ++n) {
-    float keeps[kB][4];
-    if constexpr (kDropout) {
+    if (kDropout && n % 2 == 0) {
 #pragma unroll
       for (int m = 0; m < kB; ++m) {
         draw_columns(draws, slot + 8 * n, key + 16 * m, keeps[m]);
@@ -122,7 +122,7 @@ __device__ void weigh_keys(const AttentionProblem& p, const KeyShared<kD>& share
           float& slope = dp[m][n][2 * h + e];
           const float shift = kBias ? sums.bias[m][h] - lse : -lse;
           const float weight = exp2_fast(fmaf(score, scale, shift));
-          const float keep = kDropout ? keeps[m][2 * h + e] : 1.0f;
+          const float keep = kDropout ? keeps[m][n % 2][2 * h + e] : 1.0f;
           slope = weight * (slope * keep - delta);
           score = weight * keep;
           if constexpr (kBias) sums.dbias[m][h] += slope;
@@ -282,10 +282,10 @@ __device__ void weigh_queries(const AttentionProblem& p, const float* bias, int 
                               const LaneStats<kD>& stats, const Accumulator<kB, kColumns>& s,
                               Accumulator<kB, kColumns>& dp) {
   const float scale = static_cast<float>(p.scale) * kLog2E;
+  float keeps[kB][2][4];
 #pragma unroll
   for (int n = 0; n < kColumns; ++n) {
-    float keeps[kB][4];
-    if constexpr (kDropout) {
+    if (kDropout && n % 2 == 0) {
 #pragma unroll
       for (int m = 0; m < kB; ++m) {
         draw_rows(draws, slot + 16 * m, key + 8 * n, keeps[m]);
@@ -301,7 +301,7 @@ __device__ void weigh_queries(const AttentionProblem& p, const float* bias, int 
         for (int h = 0; h < 2; ++h) {
           const float shift = kBias ? b - stats.lse[m][h] : -stats.lse[m][h];
           const float weight = exp2_fast(fmaf(s[m][n][2 * h + e], scale, shift));
-          const float keep = kDropout ? keeps[m][2 * h + e] : 1.0f;
+          const float keep = kDropout ? keeps[m][n % 2][2 * h + e] : 1.0f;
           float& slope = dp[m][n][2 * h + e];
           slope = weight * (slope * keep - stats.delta[m][h]);
         }

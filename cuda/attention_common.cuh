@@ -239,27 +239,19 @@ struct QueryRange {
   }
 };
 
-/// The dropout of a problem: factors 0 or 1/(1 − p).
+/// The dropout of a problem, in the accumulation type.
 template <class A>
-struct Dropout {
-  std::uint64_t seed, stream;
-  std::uint32_t threshold;
-  A keep;
+struct Dropout : AttentionDropout {
+  A kept;
   __device__ explicit Dropout(const AttentionProblem& p)
-      : seed(p.key.seed),
-        stream(p.key.stream),
-        threshold(drop_threshold(p.dropout)),
-        keep(static_cast<A>(1.0 / (1.0 - p.dropout))) {}
-  /// The draws of keys 4·⌊key/4⌋ and the next three.
-  __device__ Philox4 group(std::int64_t slot, std::int64_t key) const {
-    return philox(
-        seed, static_cast<std::uint64_t>(slot) << 32 | static_cast<std::uint64_t>(key / 4), stream);
-  }
-  __device__ A factor(std::uint32_t draw) const { return draw >= threshold ? keep : A(0); }
-  __device__ A factor(std::int64_t slot, std::int64_t key) const {
-    const Philox4 r = group(slot, key);
-    const int i = static_cast<int>(key % 4);  // not an index: r stays in registers
-    return factor(i == 0 ? r.v[0] : i == 1 ? r.v[1] : i == 2 ? r.v[2] : r.v[3]);
+      : AttentionDropout(p), kept(static_cast<A>(factor)) {}
+  __device__ A of_half(std::uint32_t word, int half) const { return keeps(word, half) ? kept : A(0); }
+  __device__ A of(std::int64_t slot, std::int64_t key) const {
+    const Philox4 r = draw(slot, key);
+    const int i = static_cast<int>(key % kKeys);  // not an index: r stays in registers
+    const std::uint32_t low = i < 2 ? r.v[0] : r.v[1];
+    const std::uint32_t high = i < 6 ? r.v[2] : r.v[3];
+    return of_half(i < 4 ? low : high, i % 2);
   }
 };
 

@@ -51,11 +51,11 @@ __global__ void __launch_bounds__(kThreads)
     const std::int64_t slot = s.slot + first + lane;
     std::uint32_t mine = 0;
 #pragma unroll
-    for (int four = 0; four < kBits / 4; ++four) {
-      const Philox4 r = draws.group(slot, key + 4 * four);
+    for (int first_bit = 0; first_bit < kBits; first_bit += Draws::kKeys) {
+      const Philox4 r = draws.draw(slot, key + first_bit);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        mine |= static_cast<std::uint32_t>(r.v[e] >= draws.threshold) << (4 * four + e);
+      for (int i = 0; i < Draws::kKeys; ++i) {
+        mine |= static_cast<std::uint32_t>(draws.keeps(r.v[i / 2], i % 2)) << (first_bit + i);
       }
     }
     if (lane < count) to.rows[slot * to.words + word] = mine;
@@ -82,7 +82,7 @@ DrawnBits::DrawnBits(const AttentionProblem& p, bool columns)
   if (p.dropout == 0) return;
   auto* rows = static_cast<std::uint32_t*>(memory_.data());
   bits_ = {rows, columns ? rows + row_words(p) : nullptr, static_cast<int>(words_of(p)),
-           static_cast<float>(1.0 / (1.0 - p.dropout))};
+           static_cast<float>(AttentionDropout(p).factor)};
   launch("attention: draw_bits", columns ? draw_bits<true> : draw_bits<false>,
          static_cast<unsigned>(p.segment_count * bits_.words / kTiles), kThreads, 0, p, bits_,
          recorded_streams());

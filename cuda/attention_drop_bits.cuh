@@ -13,7 +13,7 @@ struct DropBits {
   std::uint32_t*
       columns;  // [segment, 32·words, words]: the same of queries, for every key; or null
   int words;    // a multiple of 4
-  float keep;   // 1/(1 − p)
+  float keep;   // AttentionDropout::factor
 
   __device__ const std::uint32_t* row(std::int64_t slot) const { return rows + slot * words; }
   __device__ const std::uint32_t* column(std::int64_t segment, std::int64_t key) const {

@@ -50,11 +50,14 @@ __device__ void drop(Accumulator<kBlocks, kColumns>& s, const Draws& dropout, st
 #pragma unroll
   for (int m = 0; m < kBlocks; ++m) {
 #pragma unroll
-    for (int n = 0; n < kColumns; ++n) {
-      float keep[4];
+    for (int n = 0; n < kColumns; n += 2) {
+      float keep[2][4];
       draw_rows(dropout, slot + 16 * m, first + 8 * n, keep);
 #pragma unroll
-      for (int e = 0; e < 4; ++e) s[m][n][e] *= keep[e];
+      for (int e = 0; e < 4; ++e) {
+        s[m][n][e] *= keep[0][e];
+        s[m][n + 1][e] *= keep[1][e];
+      }
     }
   }
 }

@@ -94,7 +94,7 @@ __device__ void forward_query(const AttentionFwd& a, const AttentionSegment& s, 
     const A shrink = exp(before - top);
     A weight = exp(score - top);
     sum = sum * shrink + weight;
-    if (p.dropout > 0) weight *= dropout.factor(s.slot + i, j);
+    if (p.dropout > 0) weight *= dropout.of(s.slot + i, j);
     o.scale(shrink);
     o.add(weight, row_of<T>(p.v, s.head, row), p.D);
   });
@@ -133,7 +133,7 @@ struct Pair {
   __device__ Pair(const AttentionProblem& p, const Dropout<A>& dropout, const AttentionSegment& s,
                   std::int64_t i, std::int64_t j, A qk, A dov, A lse, A delta) {
     const A score = qk * static_cast<A>(p.scale) + bias_of<A>(p, s.k_row + j);
-    const A keep = p.dropout > 0 ? dropout.factor(s.slot + i, j) : A(1);
+    const A keep = p.dropout > 0 ? dropout.of(s.slot + i, j) : A(1);
     const A softmax = exp(score - lse);
     weight = softmax * keep;
     dscore = softmax * (dov * keep - delta);

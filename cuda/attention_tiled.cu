@@ -76,7 +76,7 @@ __device__ float weigh(float (&s)[kC], const AttentionProblem& p, const Attentio
     s[c] = exp2_fast(s[c] - base);
     softmax.sum += s[c];
     if (p.dropout > 0) {
-      s[c] *= Dropout<float>(p).factor(segment.slot + i, key + thread_x() + kSide * c);
+      s[c] *= Dropout<float>(p).of(segment.slot + i, key + thread_x() + kSide * c);
     }
   }
   return shrink;
@@ -169,7 +169,7 @@ __device__ inline void slope_of(const AttentionProblem& p, const AttentionSegmen
   const float scale = static_cast<float>(p.scale) * kLog2E;
   const bool seen = sees(key, q.lo, q.hi, anchors_of(p));
   const float weight = seen ? exp2_fast(fmaf(score, scale, bias - q.lse * kLog2E)) : 0.0f;
-  const float keep = p.dropout > 0 ? Dropout<float>(p).factor(s.slot + i, key) : 1.0f;
+  const float keep = p.dropout > 0 ? Dropout<float>(p).of(s.slot + i, key) : 1.0f;
   slope = weight * (slope * keep - q.delta);
   score = weight * keep;
 }

@@ -88,10 +88,11 @@ std::vector<double> naive(const Problem& p) {
         double w = weight[static_cast<std::size_t>(j)] / total;
         if (p.options.dropout > 0) {
           const auto slot = static_cast<std::uint64_t>(s[n].slot + i);
-          const auto r = philox(p.options.key.seed, slot << 32 | static_cast<std::uint64_t>(j / 4),
-                                p.options.key.stream);
-          const bool keep = r.v[j % 4] >= drop_threshold(p.options.dropout);
-          w = keep ? w / (1 - p.options.dropout) : 0;
+          const auto r = philox(p.options.key.seed, slot << 32 | static_cast<std::uint64_t>(j / 8),
+                                p.options.key.stream, 7);
+          const std::uint32_t half = r.v[j % 8 / 2] >> (j % 2 * 16) & 0xffff;
+          const auto dropped = static_cast<std::uint32_t>(p.options.dropout * 65536);
+          w = half >= dropped ? w / (1 - dropped / 65536.0) : 0;
         }
         for (std::int64_t d = 0; d < D; ++d) {
           out[static_cast<std::size_t>((s[n].q_row + i) * D + d)] += w * at(v, s[n].k_row + j, d);

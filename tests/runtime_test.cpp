@@ -85,6 +85,8 @@ TEST(Philox, KnownAnswers) {
   };
   constexpr std::uint64_t kOnes = ~std::uint64_t{0};
   expect(philox(0, 0, 0), {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8});
+  expect(philox(0, 0, 0, 7), {0x5f6fb709, 0x0d893f64, 0x4f121f81, 0x4f730a48});
+  expect(philox(kOnes, kOnes, kOnes, 7), {0x5207ddc2, 0x45165e59, 0x4d8ee751, 0x8c52f662});
   expect(philox(kOnes, kOnes, kOnes), {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd});
   expect(philox(0x299f31d0a4093822, 0x85a308d3243f6a88, 0x0370734413198a2e),
          {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1});

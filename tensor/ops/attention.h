@@ -12,6 +12,7 @@
 
 #include <functional>
 
+#include "tensor/host_device.h"
 #include "tensor/rng.h"
 #include "tensor/slot.h"
 #include "tensor/tensor.h"
@@ -40,9 +41,7 @@ struct AttentionSegment {
 
 /// What forward and backward share. lo and hi count from the segment's first key, do not decrease
 /// within a segment, and satisfy 0 ≤ lo_i ≤ hi_i ≤ k_count. key_bias, sink and lse are in the
-/// accumulation type. Dropout keeps weight (i, j) when number j % 4 of Philox counter
-/// ((slot + i) << 32 | j / 4, key.stream) reaches drop_threshold(dropout), and divides it by
-/// 1 − dropout.
+/// accumulation type. AttentionDropout says which weights dropout keeps.
 struct AttentionProblem {
   HeadRows q, k, v;
   const void* key_bias = nullptr;  ///< one per key row, or null
@@ -63,6 +62,35 @@ struct AttentionProblem {
   double dropout = 0;
   RngKey key;
   DType dtype = DType::f32;
+};
+
+/// Which weights dropout keeps. A weight has 16 bits, and eight neighbouring keys of a query share
+/// a counter of seven rounds, because attention draws for every pair: weight (i, j) is kept when
+/// half j % 8 of Philox ((slot + i) << 32 | j / 8, key.stream) reaches the threshold,
+/// ⌊65536·dropout⌋, and is divided by the share that is kept.
+struct AttentionDropout {
+  static constexpr int kKeys = 8;
+  static constexpr int kRounds = 7;
+  static constexpr std::uint32_t kNumbers = 1 << 16;
+  std::uint64_t seed, stream;
+  std::uint32_t threshold;
+  double factor;  ///< of what is kept
+
+  PROTEUS_HOST_DEVICE explicit AttentionDropout(const AttentionProblem& p)
+      : seed(p.key.seed),
+        stream(p.key.stream),
+        threshold(static_cast<std::uint32_t>(p.dropout * kNumbers)),
+        factor(static_cast<double>(kNumbers) / (kNumbers - threshold)) {}
+  /// For the keys kKeys·⌊key / kKeys⌋ and the next ones.
+  PROTEUS_HOST_DEVICE Philox4 draw(std::int64_t slot, std::int64_t key) const {
+    return philox(seed,
+                  static_cast<std::uint64_t>(slot) << 32 | static_cast<std::uint64_t>(key / kKeys),
+                  stream, kRounds);
+  }
+  /// Whether a word's lower or upper half keeps its weight.
+  PROTEUS_HOST_DEVICE bool keeps(std::uint32_t word, int half) const {
+    return (half == 0 ? word & 0xffffu : word >> 16) >= threshold;
+  }
 };
 
 /// lse_i = log of the denominator (sink included). A query that sees nothing, without a sink, gets

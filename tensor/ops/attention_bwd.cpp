@@ -23,7 +23,7 @@ struct Scratch {
   std::vector<A> q_t, dout_t;  // [D, kQueries]
   std::vector<A> weights;      // [kKeys, kQueries]: P^T, dropped
   std::vector<A> dscores;      // [kKeys, kQueries]: dS^T, not scaled
-  std::vector<A> drop;         // [4, kQueries]
+  std::vector<A> drop;         // [8, kQueries]
   std::vector<A> dq;           // [kQueries, D]
   std::vector<A> dk, dv;       // [keys of the task, D]
   Rows<A> q, dout;
@@ -35,7 +35,7 @@ Scratch<A>& scratch(std::int64_t D) {
   thread_local Scratch<A> s;
   for (auto* t : {&s.q_t, &s.dout_t, &s.dq}) t->resize(static_cast<std::size_t>(D * kQueries));
   for (auto* t : {&s.weights, &s.dscores}) t->resize(static_cast<std::size_t>(kKeys * kQueries));
-  s.drop.resize(static_cast<std::size_t>(4 * kQueries));
+  s.drop.resize(static_cast<std::size_t>(AttentionDropout::kKeys * kQueries));
   return s;
 }
 
@@ -68,6 +68,7 @@ void load_queries(const AttentionBwd& a, const QueryTile& tile, Scratch<A>& w) {
 // weights ← P and dscores ← dS from the scores and dP that stand there; dbias gets its sums.
 template <class A>
 void weigh(const QueryTile& tile, const Band<A>& band, std::int64_t r0, A* dbias, Scratch<A>& w) {
+  constexpr std::int64_t kDrawn = AttentionDropout::kKeys;
   const bool drop = tile.p.dropout > 0;
   const A scale = static_cast<A>(tile.p.scale);
   const A* bias = static_cast<const A*>(tile.p.key_bias);
@@ -78,8 +79,8 @@ void weigh(const QueryTile& tile, const Band<A>& band, std::int64_t r0, A* dbias
       std::fill(dscore, dscore + lanes.begin, A(0));
       std::fill(dscore + lanes.end, dscore + band.padded, A(0));
     }
-    if (drop && j % 4 == 0) dropout_group(tile, r0 + j, lanes, w.drop.data());
-    const A* factor = w.drop.data() + j % 4 * kQueries;
+    if (drop && j % kDrawn == 0) dropout_group(tile, r0 + j, lanes, w.drop.data());
+    const A* factor = w.drop.data() + j % kDrawn * kQueries;
     const A b = bias ? bias[tile.s.k_row + r0 + j] : A(0);
     Vec<A> sum{};
     for (std::int64_t i = lanes.begin; i < lanes.end; i += kLanes<A>) {

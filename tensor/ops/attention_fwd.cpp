@@ -10,7 +10,7 @@ struct Scratch {
   std::vector<A> q_rows, k_rows, v_rows;  // converted rows, where the storage type is another
   std::vector<A> q_t;                     // [D, kQueries], scaled
   std::vector<A> scores;                  // [kKeys, kQueries]: S^T, then P^T
-  std::vector<A> drop;                    // [4, kQueries]
+  std::vector<A> drop;                    // [8, kQueries]
   std::vector<A> out;                     // [kQueries, D]
   A max[kQueries], sum[kQueries], shrink[kQueries];
   bool started[kQueries];  // per vector of queries: it has a part of its output
@@ -21,7 +21,7 @@ Scratch<A>& scratch(std::int64_t D) {
   thread_local Scratch<A> s;
   s.q_t.resize(static_cast<std::size_t>(D * kQueries));
   s.scores.resize(static_cast<std::size_t>(kKeys * kQueries));
-  s.drop.resize(static_cast<std::size_t>(4 * kQueries));
+  s.drop.resize(static_cast<std::size_t>(AttentionDropout::kKeys * kQueries));
   s.out.resize(static_cast<std::size_t>(kQueries * D));
   return s;
 }
@@ -68,10 +68,11 @@ void online_softmax(const Band<A>& band, Scratch<A>& w) {
 
 template <class A>
 void drop_scores(const QueryTile& tile, const Band<A>& band, std::int64_t r0, Scratch<A>& w) {
-  for (std::int64_t j = 0; j < band.keys; j += 4) {
+  constexpr std::int64_t kDrawn = AttentionDropout::kKeys;
+  for (std::int64_t j = 0; j < band.keys; j += kDrawn) {
     const Range lanes = band.lanes[j / kGroup];
     dropout_group(tile, r0 + j, lanes, w.drop.data());
-    for (std::int64_t k = j; k < std::min(band.keys, j + 4); ++k) {
+    for (std::int64_t k = j; k < std::min(band.keys, j + kDrawn); ++k) {
       A* row = w.scores.data() + k * kQueries;
       const A* factor = w.drop.data() + (k - j) * kQueries;
       for (std::int64_t i = lanes.begin; i < lanes.end; i += kLanes<A>) {

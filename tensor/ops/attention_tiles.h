@@ -123,7 +123,7 @@ struct QueryTile {
   std::int64_t hi_max() const { return hi[count - 1]; }
 
   /// Keys [r0, r1) of the tile that begins at t0 that some query sees; empty when r0 ≥ r1. r0 stays
-  /// a multiple of 4, the group of one dropout counter.
+  /// a multiple of 8, the keys of one dropout counter.
   void keys(std::int64_t t0, std::int64_t& r0, std::int64_t& r1) const {
     r0 = t0;
     r1 = std::min(t0 + kKeys, hi_max());
@@ -131,7 +131,7 @@ struct QueryTile {
     if (first >= r1) {
       r1 = std::min(r1, p.anchors);
     } else if (t0 >= p.anchors) {
-      r0 = std::max(t0, first / 4 * 4);
+      r0 = std::max(t0, first / 8 * 8);
     }
   }
   /// The first key tile after t0 worth a look: those between the anchors and the window are not.
@@ -244,22 +244,16 @@ void hide_scores(const QueryTile& tile, const Band<A>& band, std::int64_t r0, A*
   }
 }
 
-/// Multipliers (0 or 1/(1−p)) of the keys [j, j + 4) for some lanes: out[r·kQueries + i].
+/// Factors of the keys [j, j + 8) for some lanes: out[r·kQueries + i].
 template <class A>
 void dropout_group(const QueryTile& tile, std::int64_t j, Range lanes, A* out) {
-  const AttentionProblem& p = tile.p;
-  const std::uint32_t threshold = drop_threshold(p.dropout);
-  const A keep = static_cast<A>(1.0 / (1.0 - p.dropout));
-  const auto group = static_cast<std::uint64_t>(j / 4);
-  const auto slot = static_cast<std::uint64_t>(tile.s.slot + tile.q0);
-  const std::uint64_t seed = p.key.seed;
-  const std::uint64_t stream = p.key.stream;
+  const AttentionDropout dropout(tile.p);
+  const A kept = static_cast<A>(dropout.factor);
   for (std::int64_t i = lanes.begin; i < lanes.end; ++i) {
-    const Philox4 r = philox(seed, (slot + static_cast<std::uint64_t>(i)) << 32 | group, stream);
-    out[i] = r.v[0] >= threshold ? keep : A(0);
-    out[kQueries + i] = r.v[1] >= threshold ? keep : A(0);
-    out[2 * kQueries + i] = r.v[2] >= threshold ? keep : A(0);
-    out[3 * kQueries + i] = r.v[3] >= threshold ? keep : A(0);
+    const Philox4 r = dropout.draw(tile.s.slot + tile.q0 + i, j);
+    for (int key = 0; key < AttentionDropout::kKeys; ++key) {
+      out[key * kQueries + i] = dropout.keeps(r.v[key / 2], key % 2) ? kept : A(0);
+    }
   }
 }
 

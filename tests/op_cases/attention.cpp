@@ -99,7 +99,7 @@ OpFamily attention_family() {
       separate_case("3x2x2x2 of 2 keys", {3, 2, 2, 2}, 2),
       rows_case("segments width 4", 4, 0),
       rows_case("segments width 5", 5, 0),
-      rows_case("segments dropout", 4, 0.3),
+      rows_case("segments dropout", 8, 0.3),
       rows_case("segments width 1", 1, 0),
       separate_case("2x3x1x9 of 5 keys", {2, 3, 1, 9}, 5),
       large(packed_case("64x256x6x64", {64, 256, 3, 6, 64})),
