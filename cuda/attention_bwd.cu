@@ -382,6 +382,8 @@ template <int kD, bool kBias, bool kDropout>
 void run(const AttentionBwd& a) {
   const AttentionProblem& p = a.problem;
   const QueryStats<float> prepared(a);
+  prepared.compute(a);
+  prepared.sinks(a);
   const Stats stats{prepared.lse(), prepared.delta(), recorded_streams()};
   if (a.dk.data || a.dv.data || a.dkey_bias) {
     const Tiles tiles(p, TileOf::keys, kTile<kD>);

@@ -1,5 +1,3 @@
-#include <bit>
-
 #include "cuda/attention_common.cuh"
 
 namespace proteus::cuda {
@@ -51,20 +49,13 @@ __global__ void count_tiles(const AttentionSegment* segments, std::int64_t count
 constexpr int kStatsThreads = 256;
 constexpr int kStatsQueries = 128;  // per tile
 
-__device__ inline float dot2(std::uint32_t a, std::uint32_t b, float sum) {
-  const auto low = [](std::uint32_t x) { return std::bit_cast<float>(x << 16); };
-  const auto high = [](std::uint32_t x) { return std::bit_cast<float>(x & 0xffff0000u); };
-  return fmaf(low(a), low(b), fmaf(high(a), high(b), sum));
-}
-
 /// A lane's part of Σ_d x_d·y_d, of a row that kLanes lanes share; kChunks: rows of kLanes chunks
 /// of 16 bytes of bf16.
 template <class T, class A, int kLanes, bool kChunks>
 __device__ A partial_dot(const T* x, const T* y, std::int64_t D, int lane) {
   if constexpr (kChunks) {
-    const uint4 a = reinterpret_cast<const uint4*>(x)[lane];
-    const uint4 b = reinterpret_cast<const uint4*>(y)[lane];
-    return dot2(a.x, b.x, dot2(a.y, b.y, dot2(a.z, b.z, dot2(a.w, b.w, 0))));
+    return dot_chunk(reinterpret_cast<const bf16*>(x) + lane * kChunk,
+                     reinterpret_cast<const bf16*>(y) + lane * kChunk, 0);
   } else {
     A sum = 0;
     for (std::int64_t d = lane; d < D; d += kLanes) sum += A(x[d]) * A(y[d]);
@@ -74,13 +65,11 @@ __device__ A partial_dot(const T* x, const T* y, std::int64_t D, int lane) {
 
 template <class T, class A, int kLanes, bool kChunks>
 __global__ void __launch_bounds__(kStatsThreads)
-    query_stats(const AttentionBwd a, const TileList tiles, A* lse, A* delta, A* sinks) {
-  __shared__ A of_warps[kStatsThreads / kWarp];
+    query_stats(const AttentionBwd a, const TileList tiles, A* lse, A* delta) {
   constexpr int kPass = kStatsThreads / kLanes;  // rows at a time
   const AttentionProblem& p = a.problem;
   const int lane = static_cast<int>(threadIdx.x) % kLanes;
   for_tiles<TileOf::queries>(p, tiles, kStatsQueries, [&](const Tile& t) {
-    A of_sink = 0;  // −Σ_i P_i,sink·δ_i of this thread's queries
 #pragma unroll 2
     for (int base = 0; base < t.count; base += kPass) {
       const int i = base + static_cast<int>(threadIdx.x) / kLanes;
@@ -94,16 +83,27 @@ __global__ void __launch_bounds__(kStatsThreads)
       }
       if (!inside || lane != 0) continue;
       const std::int64_t slot = t.s.slot + t.first + i;
-      const A value = static_cast<const A*>(a.lse)[slot];
-      const A finite = value == -kInfinity<A> ? kInfinity<A> : value;
-      lse[slot] = finite;
+      lse[slot] = finite_lse(static_cast<const A*>(a.lse)[slot]);
       delta[slot] = sum;
-      if (sinks) {
-        const A sink = static_cast<const A*>(p.sink)[t.s.head];
-        of_sink -= static_cast<A>(p.sink_scale) * exp(sink - finite) * sum;
-      }
     }
-    if (!sinks) return;
+  });
+}
+
+// −Σ_i P_i,sink·δ_i of every tile of queries.
+template <class A>
+__global__ void __launch_bounds__(kStatsQueries)
+    sinks_of_tiles(const AttentionBwd a, const TileList tiles, const A* lse, const A* delta,
+                   A* sinks) {
+  __shared__ A of_warps[kStatsQueries / kWarp];
+  const AttentionProblem& p = a.problem;
+  for_tiles<TileOf::queries>(p, tiles, kStatsQueries, [&](const Tile& t) {
+    const int i = static_cast<int>(threadIdx.x);
+    A of_sink = 0;
+    if (i < t.count) {
+      const std::int64_t slot = t.s.slot + t.first + i;
+      const A sink = static_cast<const A*>(p.sink)[t.s.head];
+      of_sink = -static_cast<A>(p.sink_scale) * exp(sink - lse[slot]) * delta[slot];
+    }
     of_sink = warp_sum(of_sink);
     if (lane_id() == 0) of_warps[warp_id()] = of_sink;
     __syncthreads();
@@ -138,6 +138,17 @@ __global__ void sink_gradient(const AttentionBwd a, const TileList tiles, const 
   }
 }
 
+/// Segments handed out together: with enough tiles to even out their lengths over all
+/// multiprocessors, and not so many that their rows would not stay in the cache.
+int segments_together(const AttentionProblem& p, TileOf of, int size) {
+  constexpr std::int64_t kTilesEach = 2;  // of a multiprocessor
+  const std::int64_t items = of == TileOf::queries ? p.queries : p.keys;
+  const std::int64_t tiles =
+      std::max<std::int64_t>(1, items / (size * std::max<std::int64_t>(1, p.segment_count)));
+  return static_cast<int>(
+      std::clamp<std::int64_t>(kTilesEach * multiprocessors() / tiles, 1, kWarp));
+}
+
 std::int64_t sink_sums(const AttentionBwd& a) {
   return a.dsink ? tile_bound(a.problem, TileOf::queries, kStatsQueries) : 0;
 }
@@ -150,6 +161,7 @@ std::int64_t tile_bound(const AttentionProblem& p, TileOf of, int size) {
 
 Tiles::Tiles(const AttentionProblem& p, TileOf of, int size)
     : segments_(p.segment_count),
+      together_(segments_together(p, of, size)),
       memory_(scratch(static_cast<std::size_t>(segments_ + 2) * sizeof(int))),
       grid_(static_cast<unsigned>(tile_bound(p, of, size))) {
   launch("attention: count_tiles", count_tiles, 1u, kScanThreads, 0, p.segments, segments_, of,
@@ -159,14 +171,15 @@ Tiles::Tiles(const AttentionProblem& p, TileOf of, int size)
 template <class A>
 QueryStats<A>::QueryStats(const AttentionBwd& a)
     : slots_(a.problem.queries),
-      memory_(scratch(static_cast<std::size_t>(2 * slots_ + sink_sums(a)) * sizeof(A))) {
+      memory_(scratch(static_cast<std::size_t>(2 * slots_ + sink_sums(a)) * sizeof(A))) {}
+
+template <class A>
+void QueryStats<A>::compute(const AttentionBwd& a) const {
   const AttentionProblem& p = a.problem;
   const Tiles tiles(p, TileOf::queries, kStatsQueries);
-  A* lse = static_cast<A*>(memory_.data());
-  A* sinks = a.dsink ? lse + 2 * slots_ : nullptr;
   const auto run = [&](auto kernel) {
-    launch("attention: query_stats", kernel, tiles.grid(), kStatsThreads, 0, a, tiles.list(), lse,
-           lse + slots_, sinks);
+    launch("attention: query_stats", kernel, tiles.grid(), kStatsThreads, 0, a, tiles.list(), lse(),
+           delta());
   };
   const bool chunks = chunked(a.out, p.dtype) && chunked(a.dout, p.dtype);
   if constexpr (sizeof(A) == 8) {
@@ -182,9 +195,18 @@ QueryStats<A>::QueryStats(const AttentionBwd& a)
   } else {
     run(query_stats<bfloat16, float, kWarp, false>);
   }
+}
+
+template <class A>
+void QueryStats<A>::sinks(const AttentionBwd& a) const {
   if (!a.dsink) return;
-  launch("attention: sink_gradient", sink_gradient<A>, static_cast<unsigned>(p.segment_count),
-         kSinkThreads, 0, a, tiles.list(), sinks);
+  const Tiles tiles(a.problem, TileOf::queries, kStatsQueries);
+  A* of_tiles = lse() + 2 * slots_;
+  launch("attention: sinks_of_tiles", sinks_of_tiles<A>, tiles.grid(), kStatsQueries, 0, a,
+         tiles.list(), lse(), delta(), of_tiles);
+  launch("attention: sink_gradient", sink_gradient<A>,
+         static_cast<unsigned>(a.problem.segment_count), kSinkThreads, 0, a, tiles.list(),
+         of_tiles);
 }
 
 template class QueryStats<float>;

@@ -6,6 +6,7 @@
 // its tile by a search in `begin`. Nothing waits for the device.
 #pragma once
 
+#include <bit>
 #include <climits>
 #include <cmath>
 #include <limits>
@@ -69,19 +70,44 @@ struct Tile {
 struct TileList {
   int* begin;
   std::int64_t segments;
+  int together;  // segments whose tiles are handed out together, at most a warp's lanes
 
   __device__ int total() const { return begin[segments]; }
   /// A counter that begins at 0, for blocks that take tiles one after the other.
   __device__ int* ticket() const { return begin + segments + 1; }
-  /// All lanes of a warp call it together. Within a segment the last tile comes first: in causal
-  /// attention it sees most, and the light ones even out the end.
+  /// All lanes of a warp call it together. Of segments that are handed out together, first the last
+  /// tile of each longest one, then the one before: in causal attention it sees most, and the light
+  /// ones even out the end. (Of keys the first tile, which most queries see.)
   template <TileOf kOf>
   __device__ Tile find(const AttentionProblem& p, int work, int size) const {
-    const int* next = begin + 1;
-    const std::int64_t n = warp_first(segments, [&](std::int64_t i) { return next[i] > work; });
+    const std::int64_t n_groups = (segments + together - 1) / together;
+    const std::int64_t group = warp_first(
+        n_groups, [&](std::int64_t i) { return begin[min(segments, (i + 1) * together)] > work; });
+    const std::int64_t first_segment = group * together;
+    const std::int64_t mine = first_segment + lane_id();
+    const bool inside = lane_id() < together && mine < segments;
+    const int tiles = inside ? begin[mine + 1] - begin[mine] : 0;
+    const int place = work - begin[first_segment];
+    // A tile's level is the number of tiles behind it that see less. How many have one from `level`
+    // on:
+    const auto from = [&](int level) {
+      return __reduce_add_sync(kAllLanes, max(0, tiles - level));
+    };
+    int level = 0;  // from(level) > place >= from(end)
+    for (int end = __reduce_max_sync(kAllLanes, tiles); end - level > 1;) {
+      const int middle = (level + end) / 2;
+      (from(middle) > place ? level : end) = middle;
+    }
+    const int in_level = place - from(level + 1);  // how many of this level come before
+    const bool has = tiles > level;
+    const unsigned before = __ballot_sync(kAllLanes, has) & ((1u << lane_id()) - 1);
+    const bool chosen = has && __popc(before) == in_level;
+    const int lane = __ffs(static_cast<int>(__ballot_sync(kAllLanes, chosen))) - 1;
+    const std::int64_t n = first_segment + lane;
     const AttentionSegment s = p.segments[n];
     const std::int64_t count = kOf == TileOf::queries ? s.q_count : s.k_count;
-    const int tile = kOf == TileOf::queries ? next[n] - 1 - work : work - begin[n];
+    const int tile =
+        kOf == TileOf::queries ? level : __shfl_sync(kAllLanes, tiles, lane) - 1 - level;
     const std::int64_t first = static_cast<std::int64_t>(tile) * size;
     return {s, n, first, static_cast<int>(min(static_cast<std::int64_t>(size), count - first))};
   }
@@ -104,23 +130,28 @@ std::int64_t tile_bound(const AttentionProblem& p, TileOf of, int size);
 class Tiles {
  public:
   Tiles(const AttentionProblem& p, TileOf of, int size);
-  TileList list() const { return {static_cast<int*>(memory_.data()), segments_}; }
+  TileList list() const { return {static_cast<int*>(memory_.data()), segments_, together_}; }
   unsigned grid() const { return grid_; }
 
  private:
   std::int64_t segments_;
+  int together_;
   Storage memory_;
   unsigned grid_;
 };
 
 /// Per slot, in the accumulation type: the log-sum-exp, +inf where it was −inf, so that a query
-/// that sees nothing weighs exp(−inf) = 0; and δ = Σ_d dout·out. Writes dsink too.
+/// that sees nothing weighs exp(−inf) = 0; and δ = Σ_d dout·out.
 template <class A>
 class QueryStats {
  public:
+  /// Room for them.
   explicit QueryStats(const AttentionBwd& a);
-  const A* lse() const { return static_cast<const A*>(memory_.data()); }
-  const A* delta() const { return lse() + slots_; }
+  void compute(const AttentionBwd& a) const;
+  /// Writes dsink, if there is one, from both.
+  void sinks(const AttentionBwd& a) const;
+  A* lse() const { return static_cast<A*>(memory_.data()); }
+  A* delta() const { return lse() + slots_; }
 
  private:
   std::int64_t slots_;
@@ -141,6 +172,24 @@ __device__ inline T* row_of_out(const HeadRows& rows, std::int64_t head, std::in
 template <class T>
 constexpr T kInfinity = std::numeric_limits<T>::infinity();
 
+/// The log-sum-exp as the backward kernels use it, see QueryStats.
+template <class A>
+__device__ inline A finite_lse(A lse) {
+  return lse == -kInfinity<A> ? kInfinity<A> : lse;
+}
+
+/// sum + Σ x·y over a chunk of each.
+__device__ inline float dot_chunk(const bf16* x, const bf16* y, float sum) {
+  const auto low = [](std::uint32_t two) { return std::bit_cast<float>(two << 16); };
+  const auto high = [](std::uint32_t two) { return std::bit_cast<float>(two & 0xffff0000u); };
+  const auto dot2 = [&](std::uint32_t a, std::uint32_t b, float before) {
+    return fmaf(low(a), low(b), fmaf(high(a), high(b), before));
+  };
+  const uint4 a = *reinterpret_cast<const uint4*>(x);
+  const uint4 b = *reinterpret_cast<const uint4*>(y);
+  return dot2(a.x, b.x, dot2(a.y, b.y, dot2(a.z, b.z, dot2(a.w, b.w, sum))));
+}
+
 /// Anchors as a key index: no segment has more keys than that.
 __device__ inline int anchors_of(const AttentionProblem& p) {
   return static_cast<int>(min(p.anchors, std::int64_t{INT_MAX}));
@@ -152,7 +201,7 @@ __device__ inline bool sees(int key, int lo, int hi, int anchors) {
 
 /// What queries with ranges from (lo_first, hi_first) to (lo_last, hi_last) see of the keys
 /// [begin, end): nothing, everything, or a part.
-struct Sight {
+struct alignas(16) Sight {
   int lo_first, hi_first, lo_last, hi_last;
   __device__ bool nothing(int begin, int end, int anchors) const {
     return hi_last <= begin || (lo_first >= end && begin >= anchors);
@@ -184,27 +233,50 @@ struct WarpQueries {
   }
 };
 
+/// What a lane's rows of C blocks see, where rows are queries: nothing beyond the last one.
+template <int kBlocks>
+struct RowRanges {
+  int lo[kBlocks][2] = {};
+  int hi[kBlocks][2] = {};
+  __device__ RowRanges(const std::int32_t* all_lo, const std::int32_t* all_hi, int count) {
+#pragma unroll
+    for (int m = 0; m < kBlocks; ++m) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const int i = 16 * m + 8 * h + lane_id() / 4;
+        if (i >= count) continue;
+        lo[m][h] = all_lo[i];
+        hi[m][h] = all_hi[i];
+      }
+    }
+  }
+};
+
 /// −inf where a query (a row) does not see a key (a column, counted from `key`).
 template <int kBlocks, int kColumns>
-__device__ inline void hide(Accumulator<kBlocks, kColumns>& s, const WarpQueries& w, int key,
-                            int anchors) {
+__device__ inline void hide(Accumulator<kBlocks, kColumns>& s, const RowRanges<kBlocks>& rows,
+                            int key, int anchors) {
 #pragma unroll
   for (int m = 0; m < kBlocks; ++m) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int i = 16 * m + 8 * h + lane_id() / 4;
-      const int lo = i < w.count ? w.lo[i] : 0;
-      const int hi = i < w.count ? w.hi[i] : 0;
 #pragma unroll
       for (int n = 0; n < kColumns; ++n) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int j = key + 8 * n + lane_id() % 4 * 2 + e;
-          if (!sees(j, lo, hi, anchors)) s[m][n][2 * h + e] = -kInfinity<float>;
+          if (!sees(j, rows.lo[m][h], rows.hi[m][h], anchors)) {
+            s[m][n][2 * h + e] = -kInfinity<float>;
+          }
         }
       }
     }
   }
+}
+template <int kBlocks, int kColumns>
+__device__ inline void hide(Accumulator<kBlocks, kColumns>& s, const WarpQueries& w, int key,
+                            int anchors) {
+  hide(s, RowRanges<kBlocks>(w.lo, w.hi, w.count), key, anchors);
 }
 
 /// Walks the key tiles that some query of a tile sees: those of the anchors, then those of the

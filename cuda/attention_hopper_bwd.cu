@@ -1,247 +1,105 @@
 // The backward kernels for bf16 on Hopper (sm_90a): the two passes of attention_bwd.cu with wgmma,
 // a producer warpgroup and two consumers of 64 rows each (hopper_pipeline.cuh). In the pass over
 // keys K and V stay in shared memory while Q and dO pass by, in the pass over queries it is the
-// other way round; both begin with the same two products, S and dP of the rows that stay.
+// other way round; both begin with the same two products, S and dP of the rows that stay. The pass
+// over queries comes first: it has dO at hand, and needs only the output beside it to find δ, which
+// the other pass reads.
 #include "cuda/attention_anchors.cuh"
 #include "cuda/attention_drop_bits.cuh"
-#include "cuda/attention_hopper_weights.cuh"
+#include "cuda/attention_hopper_rows.cuh"
 #include "cuda/attention_rungs.h"
 
 namespace proteus::cuda {
 namespace {
 
-enum class Pass { keys, queries };  // whose rows stay
-
-constexpr int kConsumers = 2;
-constexpr int kThreads = (1 + kConsumers) * kGroup;
-constexpr int kFixed = kConsumers * kGroupRows;  // rows that stay
-template <int kD>
-constexpr int kStages = kD == 64 ? 4 : 3;
-// Together the 65,536 of a multiprocessor, less a little.
-constexpr int kProducerRegisters = 24;
-constexpr int kConsumerRegisters = 240;
-
-/// What a block does next: a tile of rows that stay, and which rows pass by: tiles of the walk,
-/// from `begin` to `end`.
-struct Work {
-  Tile tile;
-  bool over;
-  KeyWalk walk;
-  std::int64_t begin, end;
-  Sight group[kConsumers];  // of each consumer's queries, in the pass over queries
-};
-
-/// K and V stay and Q and dO move, or the other way round; statistics belong to moving queries.
-template <int kD>
-struct Shared {
-  alignas(1024) bf16 fixed_a[kFixed * kD];
-  alignas(1024) bf16 fixed_b[kFixed * kD];
-  alignas(1024) bf16 moving_a[kStages<kD>][kMoving * kD];
-  alignas(1024) bf16 moving_b[kStages<kD>][kMoving * kD];
-  alignas(1024) bf16 out[kFixed * kD];
-  float lse[kStages<kD>][kMoving];
-  float delta[kStages<kD>][kMoving];
-  float bias[kStages<kD>][kMoving];  // of moving keys
-  int lo[kStages<kD>][kMoving];
-  int hi[kStages<kD>][kMoving];
-  Work work[kWorkStages];
-  Barrier fixed_full, fixed_empty;
-  Barrier full[kStages<kD>], empty[kStages<kD>];
-  Barrier work_full[kWorkStages], work_empty[kWorkStages];
-};
-
-template <int kD>
-__device__ void make_barriers(Shared<kD>& shared) {
-  constexpr int kWarps = kConsumers * kGroup / kWarp;  // one arrival for each
-  make_barrier(&shared.fixed_full, kGroup);
-  make_barrier(&shared.fixed_empty, kWarps);
-  for (int i = 0; i < kStages<kD>; ++i) {
-    make_barrier(&shared.full[i], kGroup);
-    make_barrier(&shared.empty[i], kWarps);
-  }
-  for (int i = 0; i < kWorkStages; ++i) {
-    make_barrier(&shared.work_full[i], 1);
-    make_barrier(&shared.work_empty[i], kThreads / kWarp);
-  }
-  fence_barriers();
-}
-
-/// Warp 0 of the producer: the next tile of the list, for everybody.
-template <Pass kPass, bool kDropout>
-__device__ void take_work(const AttentionProblem& p, const TileList& tiles, Work& work,
-                          Barrier* full) {
-  const int ticket = next_ticket(tiles);
-  const bool over = ticket >= tiles.total();
-  if (!over && kPass == Pass::keys) {
-    const Tile t = tiles.find<TileOf::keys>(p, ticket, kFixed);
-    const QueryRange queries(p, t.s, t.first, t.first + t.count);
-    if (lane_id() == 0) {
-      work.tile = t;
-      // Bits of moving queries begin with a word.
-      work.begin = kDropout ? queries.begin / 32 * 32 : queries.begin;
-      work.end = queries.end;
-      const std::int64_t count = max(std::int64_t{0}, queries.end - work.begin);
-      work.walk = KeyWalk(static_cast<int>((count + kMoving - 1) / kMoving));
-    }
-  } else if (!over) {
-    const Tile t = tiles.find<TileOf::queries>(p, ticket, kFixed);
-    if (lane_id() == 0) {
-      work.tile = t;
-      work.begin = 0;
-      work.end = t.s.k_count;
-      work.walk = KeyWalk(tile_sight(p, t), anchors_of(p), kMoving);
-    }
-    if (lane_id() < kConsumers) {
-      work.group[lane_id()] = WarpQueries(p, t, lane_id() * kGroupRows, kGroupRows).sight;
-    }
-  }
-  if (lane_id() == 0) work.over = over;
-  release(full);
-}
-
-/// Starts copying what is known of the queries [first, first + count) beside their rows.
-template <int kD>
-__device__ void copy_stats(const AttentionProblem& p, const AttentionSegment& s, const Stats& stats,
-                           std::int64_t first, int count, Shared<kD>& shared, int stage) {
-  static_assert(kGroup == 2 * kMoving);
-  const int i = static_cast<int>(threadIdx.x) % kMoving;
-  const bool inside = i < count;
-  const std::int64_t at = first + (inside ? i : 0);
-  if (threadIdx.x < kMoving) {
-    copy_async_4(&shared.lse[stage][i], stats.lse + s.slot + at, inside);
-    copy_async_4(&shared.delta[stage][i], stats.delta + s.slot + at, inside);
-  } else {
-    copy_async_4(&shared.lo[stage][i], p.lo + s.range + at, inside);
-    copy_async_4(&shared.hi[stage][i], p.hi + s.range + at, inside);
-  }
-}
-
-/// Starts copying the bias of the keys [first, first + count) beside their rows.
-template <int kD>
-__device__ void copy_bias(const AttentionProblem& p, const AttentionSegment& s, std::int64_t first,
-                          int count, Shared<kD>& shared, int stage) {
-  const int i = static_cast<int>(threadIdx.x);
-  if (i >= kMoving) return;
-  const auto* bias = static_cast<const float*>(p.key_bias) + s.k_row + first;
-  copy_async_4(&shared.bias[stage][i], bias + (i < count ? i : 0), i < count);
-}
-
-template <int kD, Pass kPass, bool kBias>
-__device__ void produce_tile(const AttentionBwd& a, const Stats& stats, const Work& work,
-                             Shared<kD>& shared, Ring<kStages<kD>>& ring, Copies& copies) {
-  constexpr bool kKeys = kPass == Pass::keys;
-  const AttentionProblem& p = a.problem;
-  const Tile& t = work.tile;
-  const std::int64_t head = t.s.head;
-  const std::int64_t fixed = (kKeys ? t.s.k_row : t.s.q_row) + t.first;
-  copy_halves<kFixed, kD>(shared.fixed_a, kKeys ? p.k : p.q, head, fixed, t.count);
-  copy_halves<kFixed, kD>(shared.fixed_b, kKeys ? p.v : a.dout, head, fixed, t.count);
-  copies.start(&shared.fixed_full);
-  const std::int64_t moving = kKeys ? t.s.q_row : t.s.k_row;
-  for (int n = work.walk.first(); n < work.walk.end; n = work.walk.next(n), ring.next()) {
-    const std::int64_t at = work.begin + static_cast<std::int64_t>(n) * kMoving;
-    const int count = static_cast<int>(min(std::int64_t{kMoving}, work.end - at));
-    const int stage = ring.stage;
-    copies.wait_for(&shared.empty[stage], ring.parity ^ 1);
-    copy_halves<kMoving, kD>(shared.moving_a[stage], kKeys ? p.q : p.k, head, moving + at, count);
-    copy_halves<kMoving, kD>(shared.moving_b[stage], kKeys ? a.dout : p.v, head, moving + at,
-                             count);
-    if constexpr (kKeys) {
-      copy_stats<kD>(p, t.s, stats, at, count, shared, stage);
-    } else if constexpr (kBias) {
-      copy_bias<kD>(p, t.s, at, count, shared, stage);
-    }
-    copies.start(&shared.full[stage]);
-  }
-  copies.finish();
-}
-
-template <int kD, Pass kPass, bool kBias, bool kDropout>
-__device__ void produce(const AttentionBwd& a, const TileList& tiles, const Stats& stats,
-                        Shared<kD>& shared) {
-  Ring<kWorkStages> work_ring;
-  Ring<kStages<kD>> ring;
-  Ring<1> fixed_ring;
-  Copies copies;
-  while (true) {
-    Work& work = shared.work[work_ring.stage];
-    if (warp_id() == 0) {
-      wait_at(&shared.work_empty[work_ring.stage], work_ring.parity ^ 1);
-      take_work<kPass, kDropout>(a.problem, tiles, work, &shared.work_full[work_ring.stage]);
-    }
-    wait_at(&shared.work_full[work_ring.stage], work_ring.parity);
-    if (work.over) break;
-    wait_at(&shared.fixed_empty, fixed_ring.parity ^ 1);
-    produce_tile<kD, kPass, kBias>(a, stats, work, shared, ring, copies);
-    fixed_ring.next();
-    release(&shared.work_empty[work_ring.stage]);
-    work_ring.next();
-  }
-}
-
 /// A consumer's rows of a tile: those of its group in shared memory, and of its warp.
 struct Mine {
   int group, first;
-  __device__ Mine() : group(warp_id() / 4 - 1), first(group * kGroupRows + warp_id() % 4 * 16) {}
+  __device__ Mine() {
+    const int warp = uniform(warp_id()) - kGroup / kWarp;
+    group = warp / 4;
+    first = group * kGroupRows + warp % 4 * 16;
+  }
 };
 
 /// The rows that stay, as left operands of S and dP, read from shared memory: ptxas 13.0 gives the
 /// registers of a left operand that stays in them through the loop to the packed weights of the
 /// sums, and from the second tile on multiplies those (seen in the disassembly).
-template <int kD>
+template <class P>
 struct FixedRows {
-  const bf16* a;
-  const bf16* b;
-  __device__ FixedRows(Shared<kD>& shared, const Mine& mine)
-      : a(shared.fixed_a + mine.group * kGroupRows * kSwizzledWidth),
-        b(shared.fixed_b + mine.group * kGroupRows * kSwizzledWidth) {}
-  __device__ void start(Accumulator<1, kColumns>& s, Accumulator<1, kColumns>& dp,
-                        const Shared<kD>& shared, int stage) const {
-    start_scores<kD, kFixed>(s, a, shared.moving_a[stage]);
-    start_scores<kD, kFixed>(dp, b, shared.moving_b[stage]);
-  }
-  __device__ void done(Shared<kD>& shared) const { release(&shared.fixed_empty); }
+  Operand a, b;
+  __device__ FixedRows(const Shared<P>& shared, int stage, const Mine& mine)
+      : a(along_rows(shared.fixed_a[stage] + mine.group * kGroupRows * kSwizzledWidth)),
+        b(along_rows(shared.fixed_b[stage] + mine.group * kGroupRows * kSwizzledWidth)) {}
 };
 
+/// A tile that passes by, as right operands: of S and dP, and of the sums.
+template <class P>
+struct MovingRows {
+  Operand s, dp, sums_a, sums_b;
+  __device__ MovingRows(const Shared<P>& shared, int stage)
+      : s(along_rows(shared.moving_a[0]) + stage * kMoving * P::kD),
+        dp(along_rows(shared.moving_b[0]) + stage * kMoving * P::kD),
+        sums_a(across_rows<kMoving>(shared.moving_a[0]) + stage * kMoving * P::kD),
+        sums_b(across_rows<kMoving>(shared.moving_b[0]) + stage * kMoving * P::kD) {}
+};
+
+/// Starts S and dP.
+template <class P>
+__device__ void start_products(Accumulator<1, kColumns>& s, Accumulator<1, kColumns>& dp,
+                               const FixedRows<P>& fixed, const MovingRows<P>& moving) {
+  start_scores<P::kD, P::kFixed>(s, fixed.a, moving.s);
+  start_scores<P::kD, P::kFixed>(dp, fixed.b, moving.dp);
+}
+
 /// The stage whose tile the products in flight still read.
-template <int kD>
+template <class P>
 class InFlight {
  public:
-  __device__ explicit InFlight(Shared<kD>& shared) : shared_(shared) {}
+  __device__ explicit InFlight(Shared<P>& shared) : shared_(shared) {}
   __device__ void set(int stage) { stage_ = stage; }
   /// Those products are done.
   __device__ void give_back() {
     if (stage_ >= 0) release(&shared_.empty[stage_]);
     stage_ = -1;
   }
+  __device__ void finish() {
+    wgmma_wait<0>();
+    give_back();
+  }
+  /// Gives back a tile that the group does not see.
+  __device__ void pass_by(int stage) {
+    finish();
+    release(&shared_.empty[stage]);
+  }
 
  private:
-  Shared<kD>& shared_;
+  Shared<P>& shared_;
   int stage_ = -1;
 };
 
-template <int kD>
+template <class P>
 __device__ void store_keys(const AttentionBwd& a, const Tile& t, const Mine& mine,
-                           const Accumulator<1, kD / 8>& dk, const Accumulator<1, kD / 8>& dv,
-                           Shared<kD>& shared) {
+                           const Accumulator<1, P::kD / 8>& dk, const Accumulator<1, P::kD / 8>& dv,
+                           Shared<P>& shared) {
   const std::int64_t row = t.s.k_row + t.first + mine.first;
   const int count = t.count - mine.first;
-  bf16* staging = shared.out + mine.first * kD;
+  bf16* staging = shared.out[0] + mine.first * P::kD;
   const float factor = static_cast<float>(a.problem.scale);
   if (a.dk.data) {
-    store_rows<kD, 1>(dk, {{factor, factor}}, staging, row_of_out<bf16>(a.dk, t.s.head, row),
-                      a.dk.row_stride, count);
+    store_rows<P::kD, 1>(dk, {{factor, factor}}, staging, row_of_out<bf16>(a.dk, t.s.head, row),
+                         a.dk.row_stride, count);
   }
   if (a.dv.data) {
-    store_rows<kD, 1>(dv, {{1, 1}}, staging, row_of_out<bf16>(a.dv, t.s.head, row), a.dv.row_stride,
-                      count);
+    store_rows<P::kD, 1>(dv, {{1, 1}}, staging, row_of_out<bf16>(a.dv, t.s.head, row),
+                         a.dv.row_stride, count);
   }
 }
 
 /// Whether the sums of one tile are still being added while the next one's scores begin; at width
 /// 128 the registers do not suffice, and the compiler would order all products.
-template <int kD>
-constexpr bool kOverlap = kD == 64;
+template <class P>
+constexpr bool kOverlap = P::kD == 64;
 
 /// Weights rounded to bf16, without those that are dropped.
 template <bool kDropout>
@@ -262,179 +120,199 @@ __device__ void pack_kept(std::uint32_t (&packed)[kColumns / 2][4],
   }
 }
 
-template <int kD, bool kBias, bool kDropout>
-__device__ void consume_keys(const AttentionBwd& a, const AnchorSums& far, const DropBits& drops,
-                             const Work& work, Shared<kD>& shared, Ring<kStages<kD>>& ring) {
-  const AttentionProblem& p = a.problem;
+template <class P, bool kBias, bool kDropout>
+__device__ void consume_keys(const AttentionBwd& a, const Constants& all, const AnchorSums& far,
+                             const DropBits& drops, const Work<P::kConsumers>& work,
+                             Shared<P>& shared, int fixed_stage, Ring<P::kStages>& ring) {
   const Tile& t = work.tile;
-  const int anchors = anchors_of(p);
   const Mine mine;
-  const FixedRows<kD> fixed(shared, mine);
-  InFlight<kD> in_flight(shared);
+  const FixedRows<P> fixed(shared, fixed_stage, mine);
+  InFlight<P> in_flight(shared);
   const int group_key = static_cast<int>(t.first) + mine.group * kGroupRows;
   const int key = static_cast<int>(t.first) + mine.first;
-  const float scale = static_cast<float>(p.scale) * kLog2E;
   const std::int64_t row = t.s.k_row + t.first + mine.first;
-  RowBias<kBias> bias(p.key_bias, row, t.count - mine.first);
-  Accumulator<1, kD / 8> dk;
-  Accumulator<1, kD / 8> dv;
+  RowBias<kBias> bias(a.problem.key_bias, row, t.count - mine.first);
+  Accumulator<1, P::kD / 8> dk, dv;
   clear(dk);
   clear(dv);
-  for (int n = work.walk.first(); n < work.walk.end; n = work.walk.next(n), ring.next()) {
-    const int stage = ring.stage;
-    const std::int64_t left = work.end - work.begin - static_cast<std::int64_t>(n) * kMoving;
-    const int last = static_cast<int>(min(std::int64_t{kMoving}, left)) - 1;
+  std::int64_t word = work.begin / 32;  // of the bits of moving queries
+  for (int n = work.walk.end; n > 0; --n, ring.next(), word += kMoving / 32) {
+    const int stage = uniform(ring.stage);
+    const MovingRows<P> moving(shared, stage);
     wait_at(&shared.full[stage], ring.parity);
-    const Sight sight{shared.lo[stage][0], shared.hi[stage][0], shared.lo[stage][last],
-                      shared.hi[stage][last]};
-    if (sight.nothing(group_key, group_key + kGroupRows, anchors)) {
-      wgmma_wait<0>();
-      in_flight.give_back();
-      release(&shared.empty[stage]);
+    const Sight sight = shared.sight[stage];
+    if (sight.nothing(group_key, group_key + kGroupRows, all.anchors)) {
+      in_flight.pass_by(stage);
       continue;
     }
     Accumulator<1, kColumns> s;
     Accumulator<1, kColumns> dp;
     std::uint32_t weights[kColumns / 2][4];
     std::uint32_t slope[kColumns / 2][4];
-    const ColumnStats stats{shared.lse[stage], shared.delta[stage]};
     LaneBits<kColumns> bits;
-    fixed.start(s, dp, shared, stage);
+    const auto& queries = shared.moving_queries[stage];
+    start_products(s, dp, fixed, moving);
+    const ColumnValues lse(queries.lse, kLog2E);
     if constexpr (kDropout) {
-      const std::int64_t word = (work.begin + static_cast<std::int64_t>(n) * kMoving) / 32;
       bits.read(drops.column(t.segment, key + lane_id() / 4) + word,
                 drops.column(t.segment, key + lane_id() / 4 + 8) + word);
     }
     wgmma_wait<1>();
     in_flight.give_back();
-    const bool full =
-        last == kMoving - 1 && sight.everything(group_key, group_key + kGroupRows, anchors);
-    if (!full) hide_queries(s, shared.lo[stage], shared.hi[stage], key, anchors);
-    weigh(s, scale, stats, bias);
+    if (!sight.everything(group_key, group_key + kGroupRows, all.anchors)) {
+      hide_queries(s, queries.lo, queries.hi, key, all.anchors);
+    }
+    weigh(s, all.scale, lse, bias);
     pack_kept<kDropout>(weights, s, bits, drops.keep);
-    start_sums<kD>(dv, weights, shared.moving_b[stage]);
+    start_sums<P::kD>(dv, weights, moving.sums_b);
+    const ColumnValues delta(queries.delta, 1);
     wgmma_wait<1>();
     if constexpr (kDropout) drop(dp, bits, drops.keep);
-    slopes(dp, s, stats);
+    slopes(dp, s, delta);
     bias.add(dp);
     pack_blocks(slope, dp);
-    start_sums<kD>(dk, slope, shared.moving_a[stage]);
+    start_sums<P::kD>(dk, slope, moving.sums_a);
     in_flight.set(stage);
-    if constexpr (!kOverlap<kD>) {
-      wgmma_wait<0>();
-      in_flight.give_back();
-    }
+    if constexpr (!kOverlap<P>) in_flight.finish();
   }
-  wgmma_wait<0>();
-  in_flight.give_back();
-  fixed.done(shared);
-  far.add<kD, 1>(t, key, dk, dv, bias.sum);
+  in_flight.finish();
+  release(&shared.fixed_empty[fixed_stage]);
+  far.add<P::kD, 1>(t, key, dk, dv, bias.sum);
   bias.store(a.dkey_bias, row, t.count - mine.first);
-  store_keys<kD>(a, t, mine, dk, dv, shared);
+  store_keys(a, t, mine, dk, dv, shared);
 }
 
-template <int kD, bool kBias, bool kDropout>
-__device__ void consume_queries(const AttentionBwd& a, const Stats& all_stats,
-                                const DropBits& drops, const Work& work, Shared<kD>& shared,
-                                Ring<kStages<kD>>& ring) {
-  const AttentionProblem& p = a.problem;
+/// Log-sum-exp and δ of a lane's queries, for this pass and, written down, for the other one.
+template <class P>
+__device__ RowStats find_stats(const Shared<P>& shared, int stage, const Tile& t, const Mine& mine,
+                               const Stats& written) {
+  RowStats found;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int i = mine.first + 8 * h + lane_id() / 4;
+    float sum = 0;
+#pragma unroll
+    for (int c = lane_id() % 4; c < P::kD / kChunk; c += 4) {
+      const int half = c * kChunk / kSwizzledWidth;
+      const int in_half = swizzled<kSwizzledWidth>(i, c % (kSwizzledWidth / kChunk));
+      sum = dot_chunk(shared.out[stage] + swizzled<P::kD>(i, c),
+                      shared.fixed_b[stage] + half * P::kFixed * kSwizzledWidth + in_half, sum);
+    }
+    found.delta[h] = row_sum(sum);
+    const float lse = finite_lse(shared.fixed_queries[stage].lse[i]);
+    found.lse[h] = lse * kLog2E;
+    if (lane_id() % 4 != 0 || i >= t.count) continue;
+    written.lse[t.s.slot + t.first + i] = lse;
+    written.delta[t.s.slot + t.first + i] = found.delta[h];
+  }
+  return found;
+}
+
+template <class P, bool kBias, bool kDropout>
+__device__ void consume_queries(const AttentionBwd& a, const Stats& written, const Constants& all,
+                                const DropBits& drops, const Work<P::kConsumers>& work,
+                                Shared<P>& shared, int fixed_stage, Ring<P::kStages>& ring) {
   const Tile& t = work.tile;
-  const int anchors = anchors_of(p);
   const Mine mine;
-  const FixedRows<kD> fixed(shared, mine);
-  InFlight<kD> in_flight(shared);
-  const WarpQueries w(p, t, mine.first, 16);
-  const RowStats stats(all_stats, w);
+  const FixedRows<P> fixed(shared, fixed_stage, mine);
+  InFlight<P> in_flight(shared);
+  const auto& queries = shared.fixed_queries[fixed_stage];
+  const RowStats stats = find_stats(shared, fixed_stage, t, mine, written);
+  const RowRanges<1> ranges(queries.lo + mine.first, queries.hi + mine.first, 16);
   const Sight sight = work.group[mine.group];
-  const float scale = static_cast<float>(p.scale) * kLog2E;
-  Accumulator<1, kD / 8> dq;
+  const KeyWalk walk = work.walk;
+  const std::int64_t slot = t.s.slot + t.first;
+  Accumulator<1, P::kD / 8> dq;
   clear(dq);
-  for (int n = work.walk.first(); n < work.walk.end; n = work.walk.next(n), ring.next()) {
-    const int stage = ring.stage;
+  for (int n = walk.first(); n < walk.end; n = walk.next(n), ring.next()) {
+    const int stage = uniform(ring.stage);
+    const MovingRows<P> moving(shared, stage);
     const int key = n * kMoving;
     wait_at(&shared.full[stage], ring.parity);
-    if (sight.nothing(key, key + kMoving, anchors)) {
-      wgmma_wait<0>();
-      in_flight.give_back();
-      release(&shared.empty[stage]);
+    if (sight.nothing(key, key + kMoving, all.anchors)) {
+      in_flight.pass_by(stage);
       continue;
     }
     Accumulator<1, kColumns> s;
     Accumulator<1, kColumns> dp;
     std::uint32_t slope[kColumns / 2][4];
     LaneBits<kColumns> bits;
-    fixed.start(s, dp, shared, stage);
+    start_products(s, dp, fixed, moving);
     if constexpr (kDropout) {
-      const std::int64_t last =
-          w.slot + w.count - 1;  // of the tile, also for a warp without queries
-      const std::int64_t upper = w.slot + lane_id() / 4;
-      bits.read(drops.row(min(upper, last)) + key / 32, drops.row(min(upper + 8, last)) + key / 32);
+      // Beyond the tile's last query they may be anything.
+      const int upper = mine.first + lane_id() / 4;
+      bits.read(drops.row(slot + min(upper, t.count - 1)) + key / 32,
+                drops.row(slot + min(upper + 8, t.count - 1)) + key / 32);
     }
     wgmma_wait<1>();
     in_flight.give_back();
-    if (!sight.everything(key, key + kMoving, anchors)) hide(s, w, key, anchors);
-    weigh<kBias>(s, scale, stats, shared.bias[stage]);
+    if (!sight.everything(key, key + kMoving, all.anchors)) hide(s, ranges, key, all.anchors);
+    weigh<kBias>(s, all.scale, stats, shared.bias[stage]);
     wgmma_wait<0>();
     if constexpr (kDropout) drop(dp, bits, drops.keep);
     slopes(dp, s, stats);
     pack_blocks(slope, dp);
-    start_sums<kD>(dq, slope, shared.moving_a[stage]);
+    start_sums<P::kD>(dq, slope, moving.sums_a);
     in_flight.set(stage);
   }
-  wgmma_wait<0>();
-  in_flight.give_back();
-  fixed.done(shared);
-  const float factor = static_cast<float>(p.scale);
-  store_rows<kD, 1>(dq, {{factor, factor}}, shared.out + mine.first * kD,
-                    row_of_out<bf16>(a.dq, t.s.head, t.s.q_row + t.first + mine.first),
-                    a.dq.row_stride, w.count);
+  in_flight.finish();
+  const float factor = static_cast<float>(a.problem.scale);
+  store_rows<P::kD, 1>(dq, {{factor, factor}}, shared.out[fixed_stage] + mine.first * P::kD,
+                       row_of_out<bf16>(a.dq, t.s.head, t.s.q_row + t.first + mine.first),
+                       a.dq.row_stride, t.count - mine.first);
+  release(&shared.fixed_empty[fixed_stage]);
 }
 
-template <int kD, Pass kPass, bool kBias, bool kDropout>
-__device__ void consume(const AttentionBwd& a, const Stats& stats, const AnchorSums& far,
-                        const DropBits& drops, Shared<kD>& shared) {
+template <class P, bool kBias, bool kDropout>
+__device__ void consume(const AttentionBwd& a, const Stats& stats, const Constants& all,
+                        const AnchorSums& far, const DropBits& drops, Shared<P>& shared) {
   Ring<kWorkStages> work_ring;
-  Ring<kStages<kD>> ring;
-  Ring<1> fixed_ring;
-  while (true) {
+  Ring<P::kStages> ring;
+  Ring<P::kFixedStages> fixed;
+  for (;; work_ring.next(), fixed.next()) {
     wait_at(&shared.work_full[work_ring.stage], work_ring.parity);
-    const Work& work = shared.work[work_ring.stage];
+    const auto& work = shared.work[work_ring.stage];
     if (work.over) break;
-    wait_at(&shared.fixed_full, fixed_ring.parity);
-    if constexpr (kPass == Pass::keys) {
-      consume_keys<kD, kBias, kDropout>(a, far, drops, work, shared, ring);
+    const int fixed_stage = uniform(fixed.stage);
+    wait_at(&shared.fixed_full[fixed_stage], fixed.parity);
+    if constexpr (P::kKeys) {
+      consume_keys<P, kBias, kDropout>(a, all, far, drops, work, shared, fixed_stage, ring);
     } else {
-      consume_queries<kD, kBias, kDropout>(a, stats, drops, work, shared, ring);
+      consume_queries<P, kBias, kDropout>(a, stats, all, drops, work, shared, fixed_stage, ring);
     }
-    fixed_ring.next();
     release(&shared.work_empty[work_ring.stage]);
-    work_ring.next();
   }
 }
 
-template <int kD, Pass kPass, bool kBias, bool kDropout>
-__global__ void __launch_bounds__(kThreads, 1)
-    backward(const AttentionBwd a, const TileList tiles, const Stats stats, const AnchorSums far,
-             const DropBits drops) {
-  auto& shared = dynamic_shared<Shared<kD>>();
+template <class P, bool kBias, bool kDropout>
+__global__ void __launch_bounds__(P::kThreads, 1)
+    backward(const AttentionBwd a, const TileList tiles, const Stats stats, const Constants all,
+             const AnchorSums far, const DropBits drops) {
+  auto& shared = dynamic_shared<Shared<P>>();
   if (threadIdx.x == 0) make_barriers(shared);
   __syncthreads();
   if (warp_id() < kGroup / kWarp) {
-    fewer_registers<kProducerRegisters>();
-    produce<kD, kPass, kBias, kDropout>(a, tiles, stats, shared);
+    fewer_registers<P::kProducerRegisters>();
+    if (threadIdx.x < kCopiers) {
+      copy_rows<P, kBias>(a, shared);
+    } else if (warp_id() == kCopiers / kWarp) {
+      look_ahead<P, kDropout>(a.problem, tiles, shared);
+    } else if constexpr (P::kKeys) {
+      copy_queries<P>(a.problem, stats, shared);
+    }
   } else {
-    more_registers<kConsumerRegisters>();
-    consume<kD, kPass, kBias, kDropout>(a, stats, far, drops, shared);
+    more_registers<P::kConsumerRegisters>();
+    consume<P, kBias, kDropout>(a, stats, all, far, drops, shared);
   }
 }
 
-template <int kD, Pass kPass, bool kBias, bool kDropout>
+template <class P, bool kBias, bool kDropout>
 void run_pass(const AttentionBwd& a, const Stats& stats, const AnchorSums& far,
               const DropBits& drops) {
-  const Tiles tiles(a.problem, kPass == Pass::keys ? TileOf::keys : TileOf::queries, kFixed);
+  const Tiles tiles(a.problem, P::kKeys ? TileOf::keys : TileOf::queries, P::kFixed);
   const unsigned blocks = std::min(tiles.grid(), static_cast<unsigned>(multiprocessors()));
-  launch_shared<Shared<kD>>("attention_bwd: hopper", backward<kD, kPass, kBias, kDropout>, blocks,
-                            kThreads, a, tiles.list(), stats, far, drops);
+  launch_shared<Shared<P>>("attention_bwd: hopper", backward<P, kBias, kDropout>, blocks,
+                           P::kThreads, a, tiles.list(), stats, Constants(a.problem), far, drops);
 }
 
 template <int kD, bool kBias, bool kDropout>
@@ -442,11 +320,15 @@ void run(const AttentionBwd& a) {
   const QueryStats<float> prepared(a);
   const Stats stats{prepared.lse(), prepared.delta()};
   const DrawnBits drawn(a.problem, true);
-  if (a.dk.data || a.dv.data || a.dkey_bias) {
-    const AnchorGradient far(a, prepared);
-    run_pass<kD, Pass::keys, kBias, kDropout>(far.rest(a), stats, far.sums(), drawn.bits());
+  if (a.dq.data) {
+    run_pass<Plan<kD, Pass::queries>, kBias, kDropout>(a, stats, {}, drawn.bits());
+  } else {
+    prepared.compute(a);
   }
-  if (a.dq.data) run_pass<kD, Pass::queries, kBias, kDropout>(a, stats, {}, drawn.bits());
+  prepared.sinks(a);
+  if (!a.dk.data && !a.dv.data && !a.dkey_bias) return;
+  const AnchorGradient far(a, prepared);
+  run_pass<Plan<kD, Pass::keys>, kBias, kDropout>(far.rest(a), stats, far.sums(), drawn.bits());
 }
 
 template <int kD>
@@ -459,7 +341,7 @@ void run_width(const AttentionBwd& a) {
 
 bool hopper_bwd_fits(const AttentionBwd& a) {
   const AttentionProblem& p = a.problem;
-  return mma_bwd_fits(a) && p.D != 32 &&
+  return mma_bwd_fits(a) && chunked(a.out, p.dtype) && p.D != 32 &&
          (p.dropout == 0 || (!p.key_bias && drop_bits_fit(p, true))) &&
          p.queries >= kWorthwhileSegment * p.segment_count && capability() == 90;
 }

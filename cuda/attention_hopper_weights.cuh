@@ -10,10 +10,10 @@ namespace proteus::cuda {
 constexpr int kMoving = 64;  // rows per tile that passes by
 constexpr int kColumns = kMoving / 8;
 
-/// Of all queries.
+/// Of all queries: what the pass over queries finds and the pass over keys reads.
 struct Stats {
-  const float* lse;
-  const float* delta;
+  float* lse;
+  float* delta;
 };
 
 /// −inf where a query (a column) does not see a key (a row, counted from `key`).
@@ -35,16 +35,17 @@ __device__ inline void hide_queries(Accumulator<1, kColumns>& s, const int* all_
   }
 }
 
-/// Log-sum-exp (in units of log₂) and δ of the queries of a lane's sums: of its columns, or of its
-/// rows.
-struct ColumnStats {
-  const float* all_lse;
-  const float* all_delta;
-  __device__ float2 lse(int n) const { return pair(all_lse, n, kLog2E); }
-  __device__ float2 delta(int n) const { return pair(all_delta, n, 1); }
-  __device__ static float2 pair(const float* x, int n, float factor) {
-    const float2 two = *reinterpret_cast<const float2*>(x + 8 * n + lane_id() % 4 * 2);
-    return {two.x * factor, two.y * factor};
+/// What is known of a lane's columns: numbers 8·n + 2·(lane % 4) and the next. Read while products
+/// are under way, so that nothing waits for them.
+struct ColumnValues {
+  float2 of[kColumns];
+  __device__ ColumnValues(const float* all, float factor) {
+#pragma unroll
+    for (int n = 0; n < kColumns; ++n) {
+      of[n] = *reinterpret_cast<const float2*>(all + 8 * n + lane_id() % 4 * 2);
+      of[n].x *= factor;
+      of[n].y *= factor;
+    }
   }
 };
 
@@ -84,45 +85,43 @@ struct RowBias {
   }
 };
 
-/// s ← exp2(scale·s + bias − lse) with statistics by column.
+/// s ← exp2(scale·s + bias − lse) with statistics by column; lse in units of log₂.
 template <bool kBias>
-__device__ void weigh(Accumulator<1, kColumns>& s, float scale, const ColumnStats& stats,
+__device__ void weigh(Accumulator<1, kColumns>& s, float scale, const ColumnValues& lse,
                       const RowBias<kBias>& row) {
 #pragma unroll
   for (int n = 0; n < kColumns; ++n) {
-    const float2 lse = stats.lse(n);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const float shift = e % 2 == 0 ? -lse.x : -lse.y;
+      const float shift = e % 2 == 0 ? -lse.of[n].x : -lse.of[n].y;
       s[0][n][e] = exp2_fast(fmaf(s[0][n][e], scale, kBias ? row.bias[e / 2] + shift : shift));
     }
   }
 }
 /// dp ← s·(dp − δ).
 __device__ inline void slopes(Accumulator<1, kColumns>& dp, const Accumulator<1, kColumns>& s,
-                              const ColumnStats& stats) {
+                              const ColumnValues& delta) {
 #pragma unroll
   for (int n = 0; n < kColumns; ++n) {
-    const float2 delta = stats.delta(n);
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      dp[0][n][e] = s[0][n][e] * (dp[0][n][e] - (e % 2 == 0 ? delta.x : delta.y));
+      dp[0][n][e] = s[0][n][e] * (dp[0][n][e] - (e % 2 == 0 ? delta.of[n].x : delta.of[n].y));
     }
   }
 }
 
-/// The same by row.
+/// What is known of a tile of queries beside their rows, in shared memory.
+template <int kRows>
+struct QueryRows {
+  float lse[kRows];
+  float delta[kRows];
+  int lo[kRows];
+  int hi[kRows];
+};
+
+/// Log-sum-exp (in units of log₂) and δ of the queries of a lane's sums, by row.
 struct RowStats {
   float lse[2], delta[2];
-  __device__ RowStats(const Stats& stats, const WarpQueries& w) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int i = 8 * h + lane_id() / 4;
-      const bool inside = i < w.count;
-      lse[h] = inside ? stats.lse[w.slot + i] * kLog2E : kInfinity<float>;
-      delta[h] = inside ? stats.delta[w.slot + i] : 0.0f;
-    }
-  }
 };
 /// `bias` of the columns, null for none.
 template <bool kBias>

@@ -229,6 +229,8 @@ void attention_bwd_plain(const AttentionBwd& a) {
     using T = typename decltype(t)::type;
     using A = accum_t<T>;
     const QueryStats<A> stats(a);
+    stats.compute(a);
+    stats.sinks(a);
     if (a.dq.data) {
       launch("attention_bwd: plain, queries", backward_queries<T, A, per()>, query_tiles.grid(),
              kThreads, 0, a, query_tiles.list(), stats.lse(), stats.delta());

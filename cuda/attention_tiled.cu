@@ -315,6 +315,8 @@ void run(const AttentionFwd& a) {
 template <int kD>
 void run(const AttentionBwd& a) {
   const QueryStats<float> prepared(a);
+  prepared.compute(a);
+  prepared.sinks(a);
   const Stats stats{prepared.lse(), prepared.delta()};
   if (a.dk.data || a.dv.data || a.dkey_bias) {
     const Tiles tiles(a.problem, TileOf::keys, kRows);

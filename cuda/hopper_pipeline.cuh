@@ -10,10 +10,23 @@
 namespace proteus::cuda {
 
 constexpr int kGroupRows = 64;  // of the sums of a consumer
+/// Threads of the producer that copy rows: its first two warps. The third one finds out what comes
+/// next while these still copy for the tile before.
+constexpr int kCopiers = 64;
 constexpr int kAhead = 2;       // copies of tiles on their way
 constexpr int kWorkStages = 2;  // tiles of work that are known
 /// Mean queries per segment below which most of a block would have nothing to do.
 constexpr std::int64_t kWorthwhileSegment = 192;
+
+/// Of the problem, in the types in which kernels use it: a conversion that a kernel makes of its
+/// arguments once is made again for every tile by ptxas 13.0.
+struct Constants {
+  float scale;  // of scores, in units of log₂
+  int anchors;
+  explicit Constants(const AttentionProblem& p)
+      : scale(static_cast<float>(p.scale) * kLog2E),
+        anchors(static_cast<int>(std::min(p.anchors, std::int64_t{INT_MAX}))) {}
+};
 
 /// Counts uses of a ring of kStages: which stage comes next, and the parity of its phase.
 template <int kStages>
@@ -26,17 +39,21 @@ struct Ring {
   }
 };
 
+/// The same number in all lanes, in a way that the compiler knows it: addresses of operands made of
+/// such numbers need no copies between the two kinds of registers.
+__device__ inline int uniform(int x) { return __shfl_sync(kAllLanes, x, 0); }
+
 /// Once per warp.
 __device__ inline void release(Barrier* b) {
   __syncwarp();
-  if (lane_id() == 0) arrive_at(b);
+  if (elected()) arrive_at(b);
 }
 
 /// The next tile of a list for this block. All lanes of a warp call it together.
 __device__ inline int next_ticket(const TileList& tiles) {
   int ticket = 0;
   if (lane_id() == 0) ticket = atomicAdd(tiles.ticket(), 1);
-  return __shfl_sync(kAllLanes, ticket, 0);
+  return uniform(ticket);
 }
 
 /// Copies on their way, each with the barrier to arrive at when it is there. A copy is reported
@@ -75,17 +92,48 @@ class Copies {
   Barrier* full_[kAhead] = {};  // newest first
 };
 
-/// Starts copying a tile of width kD: as one tile of width 64 per half, one behind the other.
-template <int kRows, int kD>
-__device__ inline void copy_halves(bf16* tile, const HeadRows& rows, std::int64_t head,
-                                   std::int64_t row, int count) {
-  const bf16* from = row_of<bf16>(rows, head, row);
-#pragma unroll
-  for (int half = 0; half < kD / kSwizzledWidth; ++half) {
-    load_tile<kRows, kSwizzledWidth, kGroup>(tile + half * kRows * kSwizzledWidth,
-                                             from + half * kSwizzledWidth, rows.row_stride, count);
+/// Copies rows of a segment into tiles of width kD: one tile of width 64 per half, one behind the
+/// other. A thread keeps where its chunk of the first row is, and steps from there.
+template <int kD>
+class RowSource {
+ public:
+  __device__ RowSource(const HeadRows& rows, std::int64_t head, std::int64_t first)
+      : from_(row_of<bf16>(rows, head, first + own_row()) + own_chunk() * kChunk),
+        stride_(rows.row_stride) {}
+  /// Starts copying the rows [row, row + count); the tile's other rows become zero.
+  template <int kRows>
+  __device__ void copy(bf16* tile, int row, int count) const {
+    const auto always = [](int) { return true; };
+    const auto inside = [&](int i) { return own_row() + i < count; };
+    count >= kRows ? copy<kRows>(tile, row, always) : copy<kRows>(tile, row, inside);
   }
-}
+
+ private:
+  template <int kRows, class F>
+  __device__ void copy(bf16* tile, int row, const F& inside) const {
+    static_assert(kRows % kPass == 0);
+    const bf16* from = from_ + row * stride_;
+    bf16* to = tile + swizzled<kSwizzledWidth>(own_row(), own_chunk());
+#pragma unroll
+    for (int i = 0; i < kRows; i += kPass) {
+#pragma unroll
+      for (int half = 0; half < kD / kSwizzledWidth; ++half) {
+        copy_async_16(to + (half * kRows + i) * kSwizzledWidth, from + half * kSwizzledWidth,
+                      inside(i));
+      }
+      from += kPass * stride_;
+    }
+  }
+
+  static constexpr int kChunks = kSwizzledWidth / kChunk;
+  static constexpr int kPass = kCopiers / kChunks;  // rows at a time
+  static_assert(kPass % 8 == 0);                    // the swizzle repeats
+  __device__ static int own_row() { return static_cast<int>(threadIdx.x) / kChunks; }
+  __device__ static int own_chunk() { return static_cast<int>(threadIdx.x) % kChunks; }
+
+  const bf16* from_;
+  std::int64_t stride_;
+};
 
 /// C blocks rounded to bf16: the A blocks of a product over 8·kColumns.
 template <int kColumns>
@@ -100,17 +148,26 @@ __device__ inline void pack_blocks(std::uint32_t (&p)[kColumns / 2][4],
   }
 }
 
+/// A tile as an operand whose rows run along k.
+__device__ inline Operand along_rows(const bf16* tile) { return {tile, 16}; }
+/// A tile of kRows rows as a B with k across its rows.
+template <int kRows>
+__device__ inline Operand across_rows(const bf16* tile) {
+  return {tile, kRows * kSwizzledWidth * static_cast<int>(sizeof(bf16))};
+}
+
 /// Starts s = the group's 64 rows of a times bᵀ, and closes the group. The tile a has kRowsA rows
-/// in all, b has 8·kColumns; `a` points to the group's first row.
+/// in all, b has 8·kColumns; `a` begins at the group's first row.
 template <int kD, int kRowsA, int kColumns>
-__device__ inline void start_scores(Accumulator<1, kColumns>& s, const bf16* a, const bf16* b) {
+__device__ inline void start_scores(Accumulator<1, kColumns>& s, const Operand& a,
+                                    const Operand& b) {
   wgmma_fence();
 #pragma unroll
   for (int d = 0; d < kD / 16; ++d) {
     const int half = d * 16 / kSwizzledWidth;
     const int column = d * 16 % kSwizzledWidth;
-    wgmma(s[0], descriptor(a + half * kRowsA * kSwizzledWidth + column, 16),
-          descriptor(b + half * 8 * kColumns * kSwizzledWidth + column, 16), d > 0);
+    wgmma(s[0], a + (half * kRowsA * kSwizzledWidth + column),
+          b + (half * 8 * kColumns * kSwizzledWidth + column), d > 0);
   }
   wgmma_commit();
 }
@@ -118,13 +175,10 @@ __device__ inline void start_scores(Accumulator<1, kColumns>& s, const bf16* a, 
 /// Starts sums += p·b, where b has 16·kBlocks rows, and closes the group.
 template <int kD, int kBlocks>
 __device__ inline void start_sums(Accumulator<1, kD / 8>& sums,
-                                  const std::uint32_t (&p)[kBlocks][4], const bf16* b) {
-  constexpr int kHalfBytes = 16 * kBlocks * kSwizzledWidth * static_cast<int>(sizeof(bf16));
+                                  const std::uint32_t (&p)[kBlocks][4], const Operand& b) {
   wgmma_fence();
 #pragma unroll
-  for (int k = 0; k < kBlocks; ++k) {
-    wgmma(sums[0], p[k], descriptor(b + 16 * k * kSwizzledWidth, kHalfBytes));
-  }
+  for (int k = 0; k < kBlocks; ++k) wgmma(sums[0], p[k], b + 16 * k * kSwizzledWidth);
   wgmma_commit();
 }
 

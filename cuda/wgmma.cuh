@@ -18,13 +18,27 @@ constexpr int kSwizzledWidth = 64;  // bf16 numbers in a row of 128 bytes
 
 /// Where an operand lies. Start, leading and stride offsets count 16 bytes; the leading offset
 /// separates blocks of 64 columns of a transposed B, the stride separates groups of 8 rows.
-__device__ inline std::uint64_t descriptor(const bf16* tile, int leading_bytes) {
-  constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
-  constexpr std::uint64_t kStride = 1024 >> 4;
-  const std::uint64_t start = (shared_address(tile) & 0x3ffffu) >> 4;
-  const auto leading = static_cast<std::uint64_t>(leading_bytes >> 4);
-  return kSwizzle128 | kStride << 32 | leading << 16 | start;
-}
+class Operand {
+ public:
+  __device__ Operand(const bf16* tile, int leading_bytes)
+      : low_(static_cast<std::uint32_t>(leading_bytes >> 4) << 16 |
+             (shared_address(tile) & 0x3ffffu) >> 4) {}
+  /// So many elements further on, a multiple of 8. Start and leading offset share 32 bits, and
+  /// shared memory ends before the sum could reach the leading offset.
+  __device__ Operand operator+(int elements) const {
+    Operand x = *this;
+    x.low_ += elements * static_cast<int>(sizeof(bf16)) / 16;
+    return x;
+  }
+  __device__ std::uint64_t descriptor() const {
+    constexpr std::uint64_t kSwizzle128 = std::uint64_t{1} << 62;
+    constexpr std::uint64_t kStride = 1024 >> 4;
+    return kSwizzle128 | kStride << 32 | low_;
+  }
+
+ private:
+  std::uint32_t low_;
+};
 
 /// Before the first product, and whenever registers of sums or of A were written by others.
 __device__ inline void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -53,42 +67,42 @@ __device__ inline void wgmma_wait() {
       PROTEUS_BLOCK(c, n + 7)
 
 /// c [64, 128] = or += A·B, both in shared memory with k along the rows.
-__device__ inline void wgmma(float (&c)[16][4], std::uint64_t a, std::uint64_t b, bool add) {
+__device__ inline void wgmma(float (&c)[16][4], const Operand& a, const Operand& b, bool add) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " PROTEUS_ACCUMULATORS_64
       ", %64, %65, p, 1, 1, 0, 0;}"
       : PROTEUS_BLOCKS_8(c, 0), PROTEUS_BLOCKS_8(c, 8)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+      : "l"(a.descriptor()), "l"(b.descriptor()), "r"(static_cast<int>(add)));
 }
 
 /// The same for c [64, 64].
-__device__ inline void wgmma(float (&c)[8][4], std::uint64_t a, std::uint64_t b, bool add) {
+__device__ inline void wgmma(float (&c)[8][4], const Operand& a, const Operand& b, bool add) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PROTEUS_ACCUMULATORS_32
       ", %32, %33, p, 1, 1, 0, 0;}"
       : PROTEUS_BLOCKS_8(c, 0)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+      : "l"(a.descriptor()), "l"(b.descriptor()), "r"(static_cast<int>(add)));
 }
 
 /// c [64, 128] += A·B; A in registers, B transposed: k across its rows.
-__device__ inline void wgmma(float (&c)[16][4], const std::uint32_t (&a)[4], std::uint64_t b) {
+__device__ inline void wgmma(float (&c)[16][4], const std::uint32_t (&a)[4], const Operand& b) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, 1, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 " PROTEUS_ACCUMULATORS_64
       ", {%64, %65, %66, %67}, %68, p, 1, 1, 1;}"
       : PROTEUS_BLOCKS_8(c, 0), PROTEUS_BLOCKS_8(c, 8)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor()));
 }
 /// The same for c [64, 64].
-__device__ inline void wgmma(float (&c)[8][4], const std::uint32_t (&a)[4], std::uint64_t b) {
+__device__ inline void wgmma(float (&c)[8][4], const std::uint32_t (&a)[4], const Operand& b) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, 1, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PROTEUS_ACCUMULATORS_32
       ", {%32, %33, %34, %35}, %36, p, 1, 1, 1;}"
       : PROTEUS_BLOCKS_8(c, 0)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.descriptor()));
 }
 
 #undef PROTEUS_BLOCKS_8
@@ -139,6 +153,19 @@ __device__ inline void wait_at(Barrier* b, int parity) {
 /// Makes this thread's writes to shared memory visible to the matrix units.
 __device__ inline void fence_for_wgmma() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/// True for one lane of a warp that is together, always the same.
+__device__ inline bool elected() {
+  int mine;
+  asm volatile(
+      "{\n"
+      ".reg .pred mine;\n"
+      "elect.sync _|mine, 0xffffffff;\n"
+      "selp.b32 %0, 1, 0, mine;\n"
+      "}"
+      : "=r"(mine));
+  return mine != 0;
 }
 
 /// Registers of a warpgroup's threads, from here on.
