@@ -1,15 +1,19 @@
 // Attention on a GPU: TFLOP/s forward and backward, with the slots' own choice of kernels.
-//   cuda_attention_bench
+//   cuda_attention_bench [T D]     all problems, or one dense one
 // dense: 16,384 tokens in sequences of 1,024 to 16,384 at width 2,048 (32 heads of 64, 16 of 128,
 // …), the shapes in which FlashAttention is usually quoted, in bf16; window: one sequence, 8 heads
 // of 64, the newest 256 keys. Operations are counted for the visible (query, key) pairs alone: 4·D
 // forward, 10·D backward. bench/peers/attention.py measures the same shapes in PyTorch.
 #include <cstdio>
+#include <cstdlib>
 
 #include "bench/cuda_attention.h"
 
 namespace proteus::bench {
 namespace {
+
+constexpr std::int64_t kTokens = 16384;  // of the dense problems
+constexpr std::int64_t kWidth = 2048;
 
 void report(const char* name, const AttentionBench& p, std::int64_t T, std::int64_t D) {
   const double forward = milliseconds([&] { p.forward(); });
@@ -23,8 +27,6 @@ void report(const char* name, const AttentionBench& p, std::int64_t T, std::int6
 
 void dense(const char* name, Device device, DType dtype, std::int64_t T, std::int64_t D,
            double dropout = 0) {
-  constexpr std::int64_t kTokens = 16384;
-  constexpr std::int64_t kWidth = 2048;
   AttentionBench p = dense_attention(device, dtype, kTokens / T, T, kWidth / D, D);
   p.options.dropout = dropout;
   report(name, p, T, D);
@@ -45,9 +47,7 @@ void packed(Device device, std::int64_t segments, std::int64_t length) {
   report("packed", p, length, 64);
 }
 
-void run(Device device) {
-  std::printf("%-10s %8s %4s %10s %10s %10s %10s\n", "", "T", "D", "fwd ms", "TFLOP/s", "bwd ms",
-              "TFLOP/s");
+void all(Device device) {
   for (const std::int64_t D : {64, 128}) {
     for (const std::int64_t T : {1024, 2048, 4096, 8192, 16384}) {
       dense("bf16", device, DType::bf16, T, D);
@@ -63,10 +63,26 @@ void run(Device device) {
 }  // namespace
 }  // namespace proteus::bench
 
-int main() {
-  if (proteus::cuda::device_count() == 0) {
+int main(int argc, char** argv) {
+  using namespace proteus;
+  const std::int64_t T = argc == 3 ? std::atoll(argv[1]) : bench::kTokens;
+  const std::int64_t D = argc == 3 ? std::atoll(argv[2]) : bench::kWidth;
+  if ((argc != 1 && argc != 3) || T < 1 || bench::kTokens % T != 0 || D < 1 ||
+      bench::kWidth % D != 0) {
+    std::fprintf(stderr, "usage: cuda_attention_bench [T D], divisors of %lld and %lld\n",
+                 static_cast<long long>(bench::kTokens), static_cast<long long>(bench::kWidth));
+    return 2;
+  }
+  if (cuda::device_count() == 0) {
     std::puts("cuda_attention_bench: no GPU here");
     return 0;
   }
-  proteus::bench::run(proteus::cuda::device(0));
+  const Device device = cuda::device(0);
+  std::printf("%-10s %8s %4s %10s %10s %10s %10s\n", "", "T", "D", "fwd ms", "TFLOP/s", "bwd ms",
+              "TFLOP/s");
+  if (argc == 3) {
+    bench::dense("bf16", device, DType::bf16, T, D);
+  } else {
+    bench::all(device);
+  }
 }
