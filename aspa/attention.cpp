@@ -164,10 +164,17 @@ Variable AspaAttention::forward(const Variable& x) {
     throw ShapeError(fmt::format("aspa(x): x: expected [B, T, {}] (= width), got {}", config_.width,
                                  to_string(x.shape())));
   }
-  Variable x_key = weights_.mu.defined() ? key_shift(x, weights_.mu) : x;
-  Variable y;
-  if (config_.shared_heads > 0) y = shared_forward(x, x_key);
-  if (router_) y = routed_forward(x, std::move(x_key), std::move(y));
+  const Sequences sequences{x.size(0), x.size(1)};
+  // What multiplies tokens has the same rows as its input: gradients are summed in one place.
+  const Shape as_rows{sequences.rows(), config_.width};
+  Variable shifted = weights_.mu.defined() ? key_shift(x, weights_.mu) : Variable();
+  const Variable rows = reshape(x, as_rows);
+  shifted = shifted.defined() ? reshape(shifted, as_rows) : rows;
+  Variable shared;
+  if (config_.shared_heads > 0) shared = shared_forward(rows, shifted, sequences);
+  Variable y = router_ ? routed_forward(rows, std::move(shifted), std::move(shared), sequences)
+                       : linear(shared, weights_.out);
+  y = reshape(y, x.shape());
   return weights_.out_bias.defined() ? add(y, beside(weights_.out_bias, y)) : y;
 }
 
@@ -180,9 +187,10 @@ AttentionOptions AspaAttention::attention_options() {
   return options;
 }
 
-Variable AspaAttention::shared_forward(const Variable& x, const Variable& x_key) {
-  const std::int64_t B = x.size(0);
-  const std::int64_t T = x.size(1);
+Variable AspaAttention::shared_forward(const Variable& x, const Variable& x_key,
+                                       const Sequences& sequences) {
+  const std::int64_t B = sequences.B;
+  const std::int64_t T = sequences.T;
   const std::int64_t H = config_.shared_heads;
   const std::int64_t D = config_.head_width;
   const auto part = [&](int i, const Variable& in) {
@@ -190,24 +198,23 @@ Variable AspaAttention::shared_forward(const Variable& x, const Variable& x_key)
       return all.defined() ? slice(all, 0, i * H * D, (i + 1) * H * D) : Variable();
     };
     const Variable y = linear(in, third(weights_.qkv), third(weights_.qkv_bias));
-    const Variable heads = reshape(y, {B, T, H, D});
-    return i < 2 && config_.shared_rope ? rope(heads, D) : heads;
+    const bool rotated = i < 2 && config_.shared_rope;
+    return reshape(rotated ? rope(reshape(y, {B, T, H, D}), D) : y, {B * T, H, D});
   };
-  const auto rows = [&](const Variable& heads) { return reshape(heads, {B * T, H, D}); };
-  const Variable q = rows(part(0, x));
-  const Variable k = rows(part(1, x_key));
+  const Variable q = part(0, x);
+  const Variable k = part(1, x_key);
   const auto window = [this](std::int64_t n) {
     return slider::window(config_.alpha, config_.shared_window, n);
   };
   const AttentionPlan& plan = shared_plan_.of(
       {B, H, T, config_.shared_window, config_.anchors, config_.alpha, x.device()},
       [&] { return ops::causal_plan(B, H, T, T, window, config_.anchors, x.device()); });
-  Variable y = attention(q, k, rows(part(2, x)), {}, {}, plan, attention_options());
+  Variable y = attention(q, k, part(2, x), {}, {}, plan, attention_options());
   if (weights_.shared_gate.defined() && config_.alpha > 0) {
     const Variable gate = reshape(linear(x, weights_.shared_gate), {B * T * H});
     y = scale_rows(reshape(y, {B * T * H, D}), blended_gate(gate));
   }
-  return linear(reshape(y, {B, T, H * D}), weights_.out);
+  return reshape(y, {B * T, H * D});
 }
 
 Variable AspaAttention::blended_gate(const Variable& z) const {
@@ -216,13 +223,14 @@ Variable AspaAttention::blended_gate(const Variable& z) const {
 
 Selection AspaAttention::select(const Variable& x) {
   const NoGradGuard no_grad;
-  const Routed routed = route(x, weights_.mu.defined() ? key_shift(x, weights_.mu) : x);
+  const Routed routed =
+      route(x, weights_.mu.defined() ? key_shift(x, weights_.mu) : x, {x.size(0), x.size(1)});
   return {routed.query.heads, routed.key.heads};
 }
 
-AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_key) {
-  const std::int64_t B = x.size(0);
-  const std::int64_t T = x.size(1);
+AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_key,
+                                           const Sequences& sequences) {
+  const auto [B, T] = sequences;
   Variable query;
   Variable key;
   if (gating_->gated()) {
@@ -237,9 +245,11 @@ AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_
   return out;
 }
 
-// What is passed by value goes as soon as it has been used: at length it is most of the memory.
-Variable AspaAttention::routed_forward(const Variable& x, Variable x_key, Variable shared) {
-  Routed routed = route(x, x_key);
+// What is passed by value goes as soon as it has been used: at length it is most of the memory. So
+// what the shared heads have found, a few heads wide, is brought to the width of a token late.
+Variable AspaAttention::routed_forward(const Variable& x, Variable x_key, Variable shared,
+                                       const Sequences& sequences) {
+  Routed routed = route(x, x_key, sequences);
   const PackedRows& query_rows = routed.rows.query;
   const PackedRows& key_rows = routed.rows.key;
   Variable gate;
@@ -261,33 +271,31 @@ Variable AspaAttention::routed_forward(const Variable& x, Variable x_key, Variab
   if (gate.defined()) y = scale_rows(y, gate);
   if (watching_) {
     const NoGradGuard no_grad;
-    const Variable c = reshape(grouped_combine(y, weights_.o, query_rows), x.shape());
-    keep_consensus(c.value(), last_outputs(y.value(), query_rows));
+    const Variable c = grouped_combine(y, weights_.o, query_rows);
+    keep_consensus(c.value().reshape({sequences.B, sequences.T, config_.width}),
+                   last_outputs(y.value(), query_rows));
   }
-  const Shape tokens{x.size(0) * x.size(1), config_.width};
-  if (shared.defined()) shared = reshape(shared, tokens);
-  return reshape(grouped_combine(y, weights_.o, query_rows, std::move(shared)), x.shape());
+  if (shared.defined()) shared = linear(shared, weights_.out);
+  return grouped_combine(y, weights_.o, query_rows, std::move(shared));
 }
 
 Variable AspaAttention::routed_values(const Variable& x, Variable x_key, const RoutedRows& rows,
                                       const Variable& key_bias, const BankJudgement& judgement) {
   const std::int64_t D = config_.head_width;
-  const std::int64_t N = x.size(0) * x.size(1);
   const auto heads = [&](const Variable& in, const Variable& weight, const Variable& bias,
                          const PackedRows& packed) {
-    return reshape(head_linear(reshape(in, {N, config_.width}), weight, bias, packed),
-                   {packed.rows(), 1, D});
+    return reshape(head_linear(in, weight, bias, packed), {packed.rows(), 1, D});
   };
-  Variable q = heads(x, weights_.q, weights_.q_bias, rows.query);
+  const auto rotated = [&](const Variable& y, const PackedRows& packed) {
+    return rotated_width() > 0 ? rope(y, packed.time, rotated_width()) : y;
+  };
   Variable k = heads(x_key, weights_.k, weights_.k_bias, rows.key);
   x_key = {};
   const Variable v = heads(x, weights_.v, weights_.v_bias, rows.key);
   BankPlan bank;
   if (bank_slots() > 0) bank = plan_bank(rows, k.value(), v.value(), judgement);
-  if (rotated_width() > 0) {
-    q = rope(q, rows.query.time, rotated_width());
-    k = rope(k, rows.key.time, rotated_width());
-  }
+  k = rotated(k, rows.key);
+  const Variable q = rotated(heads(x, weights_.q, weights_.q_bias, rows.query), rows.query);
   AttentionOptions options = attention_options();
   const bool sink = weights_.sink.defined() && config_.alpha > 0;
   if (sink) options.sink_scale = config_.alpha;

@@ -120,12 +120,20 @@ class AspaAttention : public Attention, public Gated {
     Tensor score;  // orders like e = log σ(z) + log σ(S), [rows]
   };
 
+  /// B sequences of T tokens, whose rows follow each other.
+  struct Sequences {
+    std::int64_t B, T;
+    std::int64_t rows() const { return B * T; }
+  };
+
   void make_shared(double output_std, Generator& init);
   void make_routed(double output_std, Generator& init);
-  Variable shared_forward(const Variable& x, const Variable& x_key);
-  /// Added to what the shared heads have found, unless that is undefined.
-  Variable routed_forward(const Variable& x, Variable x_key, Variable shared);
-  Routed route(const Variable& x, const Variable& x_key);
+  /// Of rows [B·T, C], as the functions below: what the shared heads have found, [B·T, H·D].
+  Variable shared_forward(const Variable& x, const Variable& x_key, const Sequences& sequences);
+  /// [B·T, C], with what the shared heads have found, unless that is undefined.
+  Variable routed_forward(const Variable& x, Variable x_key, Variable shared,
+                          const Sequences& sequences);
+  Routed route(const Variable& x, const Variable& x_key, const Sequences& sequences);
   Variable routed_values(const Variable& x, Variable x_key, const RoutedRows& rows,
                          const Variable& key_bias, const BankJudgement& judgement);
   /// Slots of a head's bank at this alpha.
