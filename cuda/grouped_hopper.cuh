@@ -93,17 +93,39 @@ __device__ inline void start_product(float (&c)[8][4], const bf16* rows, const b
 /// Which consumer a thread belongs to; the producer is the first warpgroup.
 __device__ inline int consumer_of_thread() { return warp_id() * kWarp / kGroup - 1; }
 
-/// Barriers of a ring between the producer and `consumers` warpgroups.
+/// A ring of kStages stages that the producer fills for `consumers` warpgroups. Nobody waits for a
+/// copy but those who use it: it arrives at the barrier of its stage by itself, and the consumers
+/// make it visible to the matrix units. (A producer that does so waits for all of its copies.)
 template <int kStages>
-struct RingBarriers {
+struct StageBarriers {
   Barrier full[kStages], empty[kStages];
 
   __device__ void make(int consumers) {
     for (int i = 0; i < kStages; ++i) {
-      make_barrier(&full[i], kGroup);
+      make_barrier(&full[i], kGroup + 1);
       make_barrier(&empty[i], consumers * kGroup / kWarp);
     }
   }
+  /// By the producer: waits for room; then copies begin.
+  __device__ void begin(const Ring<kStages>& ring) { wait_at(&empty[ring.stage], ring.parity ^ 1); }
+  /// By the producer, whose first thread may have written to the stage, too.
+  __device__ void end(Ring<kStages>& ring) {
+    arrive_with_copies(&full[ring.stage]);
+    if (threadIdx.x == 0) arrive_at(&full[ring.stage]);
+    ring.next();
+  }
+  /// By the producer, when there is nothing more to copy.
+  __device__ void finish() {
+    commit_copies();
+    wait_copies<0>();
+  }
+  /// By a consumer: waits for what is in the stage.
+  __device__ void wait(const Ring<kStages>& ring) {
+    wait_at(&full[ring.stage], ring.parity);
+    fence_for_wgmma();
+  }
+  /// By a consumer: gives a stage back.
+  __device__ void release(const Ring<kStages>& ring) { cuda::release(&empty[ring.stage]); }
 };
 
 /// Whether rows of a bf16 matrix are whole words of 16 bytes, as they are copied.

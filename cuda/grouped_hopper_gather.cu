@@ -19,12 +19,11 @@ template <int kBlocks>
 struct Shared {
   static constexpr int kRows = kConsumers * kBlocks * kGroupRows;
   static constexpr int kStages = kBlocks == 1 ? 8 : 5;
-  static constexpr int kAhead = kStages / 2;  // consumers have two more
 
   alignas(1024) bf16 rows[kStages][kRows * kPiece];
   alignas(1024) bf16 weight[kStages][kPiece * kColumns];
   alignas(1024) bf16 out[kConsumers][kGroupRows * kColumns];
-  RingBarriers<kStages> ring;
+  StageBarriers<kStages> stages;
 };
 
 /// The tiles of a block: all columns of a tile of rows after each other.
@@ -49,7 +48,6 @@ template <int kBlocks, bool kTrans>
 __device__ void produce(const GroupedGather& a, Walk walk, Shared<kBlocks>& shared) {
   constexpr int kRows = Shared<kBlocks>::kRows;
   Ring<Shared<kBlocks>::kStages> ring;
-  CopiesAhead<Shared<kBlocks>::kAhead> copies;
   RowTile tile = walk.rows();
   RowNumbers<kRows> tokens;
   tokens.read(a.token, tile.begin, tile.count);
@@ -58,17 +56,17 @@ __device__ void produce(const GroupedGather& a, Walk walk, Shared<kBlocks>& shar
     walk.next();
     const RowTile next = walk.done() ? RowTile{} : walk.rows();
     RowNumbers<kRows> next_tokens;
-    for (std::int64_t k = 0; k < a.K; k += kPiece, ring.next()) {
-      copies.wait_for(&shared.ring.empty[ring.stage], ring.parity ^ 1);
+    for (std::int64_t k = 0; k < a.K; k += kPiece) {
+      shared.stages.begin(ring);
       tokens.copy(shared.rows[ring.stage], a.x, a.K, k);
       copy_weight<kTrans>(shared.weight[ring.stage], a, tile.group, k, n0);
-      copies.start(&shared.ring.full[ring.stage]);
+      shared.stages.end(ring);
       if (k == 0) next_tokens.read(a.token, next.begin, next.count);
     }
     tile = next;
     tokens = next_tokens;
   }
-  copies.finish();
+  shared.stages.finish();
 }
 
 /// Writes a warp's 16 rows of sums by way of its rows of `tile`, 16 bytes at a time.
@@ -104,7 +102,7 @@ __device__ void consume(const GroupedGather& a, Walk walk, Shared<kBlocks>& shar
     float c[kBlocks][kColumns / 8][4];
     auto before = ring;
     for (std::int64_t k = 0; k < a.K; k += kPiece, ring.next()) {
-      wait_at(&shared.ring.full[ring.stage], ring.parity);
+      shared.stages.wait(ring);
       wgmma_fence();
 #pragma unroll
       for (int block = 0; block < kBlocks; ++block) {
@@ -115,11 +113,11 @@ __device__ void consume(const GroupedGather& a, Walk walk, Shared<kBlocks>& shar
       wgmma_commit();
       if (k == 0) continue;
       wgmma_wait<1>();
-      release(&shared.ring.empty[before.stage]);
+      shared.stages.release(before);
       before.next();
     }
     wgmma_wait<0>();
-    release(&shared.ring.empty[before.stage]);
+    shared.stages.release(before);
 #pragma unroll
     for (int block = 0; block < kBlocks; ++block) {
       fence_sums(c[block]);
@@ -138,7 +136,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Walk walk(a, tiles, count);
   if (walk.done()) return;
   if (threadIdx.x == 0) {
-    shared.ring.make(kConsumers);
+    shared.stages.make(kConsumers);
     fence_barriers();
   }
   __syncthreads();

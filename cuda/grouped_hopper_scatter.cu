@@ -4,7 +4,8 @@
 // read and write its sums in device memory: 32 times the bytes of one row.
 //
 // Two consumers take the tiles of up to 64 rows of a group in turns: one multiplies while the other
-// adds to the sums, which is what takes most of the time. They add in the order of the tiles.
+// adds to the sums, which is what takes most of the time. They add in the order of the tiles. The
+// base comes the same way as the tiles, so that nobody waits for it.
 #include <algorithm>
 
 #include "cuda/grouped_hopper.cuh"
@@ -18,19 +19,18 @@ constexpr int kStretch = 448;  // tokens: with 4 of 32 groups each, a tile of a 
 constexpr int kTileRows = 64;
 constexpr int kColumns = 64;
 constexpr int kStages = 6;
-constexpr int kTilesAhead = 3;
 constexpr int kConsumers = 2;
-constexpr int kConsumerThreads = kConsumers * kGroup;
-constexpr int kThreads = kGroup + kConsumerThreads;
+constexpr int kThreads = (1 + kConsumers) * kGroup;
 constexpr int kSumsBarrier = 1;  // 0 is __syncthreads
+constexpr int kNoTile = 0;
 
 struct Shared {
   alignas(1024) bf16 rows[kStages][kTileRows * kPiece];
   alignas(1024) bf16 weight[kStages][kPiece * kColumns];
   alignas(16) float sums[kStretch][kColumns];
   std::int32_t token[kStages][kTileRows];
-  int count[kStages];  // rows of the tile; 0 says that the stretch is over
-  RingBarriers<kStages> ring;
+  int count[kStages];  // rows of the tile; or kNoTile, and `rows` are those of a base
+  StageBarriers<kStages> stages;
   Barrier added[kConsumers];
 };
 
@@ -74,7 +74,6 @@ struct Producer {
   const GroupedScatter& a;
   Shared& shared;
   Ring<kStages> ring;
-  CopiesAhead<kTilesAhead> copies;
 
   __device__ void tile(std::int64_t g, std::int64_t n0, std::int64_t row, int count) {
     const bf16* y = static_cast<const bf16*>(a.y) + row * a.K;
@@ -87,43 +86,39 @@ struct Producer {
         copy_async_4(&shared.token[ring.stage][thread],
                      a.token + row + (thread < count ? thread : 0), thread < count);
       }
-      end_stage();
+      shared.stages.end(ring);
     }
   }
-  __device__ void end_part() {
-    begin_stage(0);
-    end_stage();
+  /// What the sums of a part begin with: rows of the base, or zeros; nothing after the last part.
+  __device__ void base(const Stretches& cut, const Part& part, bool there) {
+    for (int token = 0; token < cut.size; token += kTileRows) {
+      begin_stage(kNoTile);
+      if (there) {
+        const bf16* from = static_cast<const bf16*>(a.base ? a.base : a.y);
+        copy_rows<kTileRows>(shared.rows[ring.stage], from + (part.first + token) * a.N + part.n0,
+                             a.N, a.base ? part.tokens - token : 0, a.N - part.n0);
+      }
+      shared.stages.end(ring);
+    }
   }
 
  private:
   __device__ void begin_stage(int count) {
-    copies.wait_for(&shared.ring.empty[ring.stage], ring.parity ^ 1);
+    shared.stages.begin(ring);
     if (threadIdx.x == 0) shared.count[ring.stage] = count;
   }
-  __device__ void end_stage() {
-    copies.start(&shared.ring.full[ring.stage]);
-    ring.next();
-  }
 };
-
-// So that the consumers find it in the cache: they have nothing to do until they have it.
-__device__ void prefetch_base(const GroupedScatter& a, const Part& part) {
-  if (!a.base) return;
-  for (int t = static_cast<int>(threadIdx.x); t < part.tokens; t += kGroup) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const bf16*>(a.base) +
-                                                  (part.first + t) * a.N + part.n0));
-  }
-}
 
 template <bool kTrans>
 __device__ void produce(const GroupedScatter& a, const Stretches& cut, const std::int32_t* begins,
                         Shared& shared) {
-  Producer<kTrans> producer{a, shared, {}, {}};
+  Producer<kTrans> producer{a, shared, {}};
   const std::int64_t parts = parts_of(a, cut);
   Bounds next(a, cut, begins, blockIdx.x, 0);
-  for (std::int64_t part = blockIdx.x; part < parts; part += gridDim.x) {
-    const std::int64_t n0 = Part(a, cut, part).n0;
-    if (part + gridDim.x < parts) prefetch_base(a, Part(a, cut, part + gridDim.x));
+  for (std::int64_t part = blockIdx.x;; part += gridDim.x) {
+    const Part here(a, cut, part);
+    producer.base(cut, here, part < parts);
+    if (part >= parts) break;
     for (std::int64_t first = 0; first < a.groups; first += kWarp) {
       const Bounds now = next;
       const bool last = first + kWarp >= a.groups;
@@ -134,63 +129,12 @@ __device__ void produce(const GroupedScatter& a, const Stretches& cut, const std
         const std::int32_t end = __shfl_sync(kAllLanes, now.end, of);
         for (std::int32_t row = __shfl_sync(kAllLanes, now.begin, of); row < end;
              row += kTileRows) {
-          producer.tile(first + of, n0, row, min(kTileRows, end - row));
+          producer.tile(first + of, here.n0, row, min(kTileRows, end - row));
         }
       }
     }
-    producer.end_part();
   }
-  producer.copies.finish();
-}
-
-/// Writes the sums of a part that is finished, and begins those of another; either may be null.
-/// Every thread has its own numbers, always the same ones.
-__device__ void renew_sums(const GroupedScatter& a, Shared& shared, const Part* finished,
-                           const Part* next) {
-  constexpr int kAtOnce = 7;
-  constexpr int kChunks = kColumns / kChunk;
-  static_assert(kStretch * kChunks % (kAtOnce * kConsumerThreads) == 0);
-  const int thread = static_cast<int>(threadIdx.x) - kGroup;
-  const int n = thread % kChunks * kChunk;
-  // Of the eight lanes that access shared memory together one half begins with the other four
-  // numbers: so they touch all banks.
-  const int turn = thread % kChunks / 4 * 4;
-  constexpr int kStep = kConsumerThreads / kChunks;
-  for (int begin = thread / kChunks; begin < kStretch; begin += kAtOnce * kStep) {
-    Pack<bfloat16, kChunk> base[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int token = begin + i * kStep;
-      base[i] = {};
-      if (next && a.base && token < next->tokens && next->n0 + n < a.N) {
-        base[i] = load_pack<kChunk>(static_cast<const bfloat16*>(a.base) +
-                                    (next->first + token) * a.N + next->n0 + n);
-      }
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int token = begin + i * kStep;
-      float* sums = shared.sums[token] + n;
-      if (finished && token < finished->tokens && finished->n0 + n < a.N) {
-        const float4 one = *reinterpret_cast<const float4*>(sums + turn);
-        const float4 two = *reinterpret_cast<const float4*>(sums + (turn ^ 4));
-        const float4 low = turn == 0 ? one : two;
-        const float4 high = turn == 0 ? two : one;
-        const uint4 out{pack_bf16(low.x, low.y), pack_bf16(low.z, low.w), pack_bf16(high.x, high.y),
-                        pack_bf16(high.z, high.w)};
-        *reinterpret_cast<uint4*>(static_cast<bf16*>(a.out) + (finished->first + token) * a.N +
-                                  finished->n0 + n) = out;
-      }
-      if (!next) continue;
-      float wide[kChunk];
-      for (int j = 0; j < kChunk; ++j) wide[j] = static_cast<float>(base[i][j]);
-      const float4 low{wide[0], wide[1], wide[2], wide[3]};
-      const float4 high{wide[4], wide[5], wide[6], wide[7]};
-      *reinterpret_cast<float4*>(sums + turn) = turn == 0 ? low : high;
-      *reinterpret_cast<float4*>(sums + (turn ^ 4)) = turn == 0 ? high : low;
-    }
-  }
-  asm volatile("bar.sync %0, %1;" ::"n"(kSumsBarrier), "n"(kConsumerThreads) : "memory");
+  shared.stages.finish();
 }
 
 /// A warp's 16 rows of a product, as they are added: the four lanes of a row swap halves of two
@@ -231,19 +175,25 @@ struct WarpRows {
   /// A row of a group is one token's, and no other row of the tile is: nobody else adds there.
   /// token < 0 is no row.
   __device__ void add_to(Shared& shared, const int (&token)[2]) const {
+    float4 sum[2][kFours];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float* sums = shared.sums[max(token[half], 0)];
+#pragma unroll
+      for (int turn = 0; turn < kFours; ++turn) {
+        sum[half][turn] = *reinterpret_cast<const float4*>(sums + column(turn));
+      }
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (token[half] < 0) continue;
-      float4 sum[kFours];
+      float* sums = shared.sums[token[half]];
 #pragma unroll
       for (int turn = 0; turn < kFours; ++turn) {
-        sum[turn] = *reinterpret_cast<const float4*>(&shared.sums[token[half]][column(turn)]);
-      }
-#pragma unroll
-      for (int turn = 0; turn < kFours; ++turn) {
+        const float4& one = sum[half][turn];
         const float4& more = v[half][turn];
-        *reinterpret_cast<float4*>(&shared.sums[token[half]][column(turn)]) = float4{
-            sum[turn].x + more.x, sum[turn].y + more.y, sum[turn].z + more.z, sum[turn].w + more.w};
+        *reinterpret_cast<float4*>(sums + column(turn)) =
+            float4{one.x + more.x, one.y + more.y, one.z + more.z, one.w + more.w};
       }
     }
   }
@@ -256,24 +206,34 @@ struct Consumer {
   Ring<kStages> ring;
   unsigned tile = 0;  // of this block; the even ones are the first consumer's
 
-  __device__ void part(const Part& part) {
+  /// Writes the sums of a part that is over and begins the next, where there are such; each
+  /// consumer has half of every 64 tokens.
+  __device__ void renew(const Stretches& cut, const Part& over, bool any_over, bool any_next) {
+    wait_for_tile_before();
+    for (int token = 0; token < cut.size; token += kTileRows) {
+      wait_at(&shared.stages.full[ring.stage], ring.parity);
+      renew_rows(over, any_over, any_next, token + consumer_of_thread() * kTileRows / kConsumers);
+      next_stage();
+    }
+    asm volatile("bar.sync %0, %1;" ::"n"(kSumsBarrier), "n"(kConsumers * kGroup) : "memory");
+  }
+  /// Adds the tiles up to the next base.
+  __device__ void add_tiles(const Part& part) {
     for (;; ++tile) {
-      wait_at(&shared.ring.full[ring.stage], ring.parity);
+      wait_at(&shared.stages.full[ring.stage], ring.parity);
       const int count = shared.count[ring.stage];
-      if (count == 0) break;
+      if (count == kNoTile) return;
       if (static_cast<int>(tile % kConsumers) == consumer_of_thread()) {
         add_tile(part, count);
       } else {
         pass_by();
       }
     }
-    next_stage();
-    wait_for_tile_before();
   }
 
  private:
   __device__ void next_stage() {
-    release(&shared.ring.empty[ring.stage]);
+    shared.stages.release(ring);
     ring.next();
   }
   __device__ void wait_for_tile_before() {
@@ -283,15 +243,48 @@ struct Consumer {
   }
   __device__ void pass_by() {
     for (std::int64_t k = 0; k < a.K; k += kPiece) {
-      wait_at(&shared.ring.full[ring.stage], ring.parity);
+      wait_at(&shared.stages.full[ring.stage], ring.parity);
       next_stage();
+    }
+  }
+  __device__ void renew_rows(const Part& over, bool any_over, bool any_next, int first) {
+    const int thread = static_cast<int>(threadIdx.x) % kGroup;
+    const int chunk = thread % kPieceChunks;
+    // Of the eight lanes that access the sums together one half begins with the other four numbers:
+    // so they touch all banks.
+    const int turn = chunk / 4 * 4;
+    const bool inside = over.n0 + chunk * kChunk < a.N;
+#pragma unroll
+    for (int row = thread / kPieceChunks; row < kTileRows / kConsumers; row += kPassRows) {
+      const int token = first + row;
+      float* sums = &shared.sums[token][chunk * kChunk];
+      if (any_over && token < over.tokens && inside) {
+        const float4 one = *reinterpret_cast<const float4*>(sums + turn);
+        const float4 two = *reinterpret_cast<const float4*>(sums + (turn ^ 4));
+        const float4 low = turn == 0 ? one : two;
+        const float4 high = turn == 0 ? two : one;
+        *reinterpret_cast<uint4*>(static_cast<bf16*>(a.out) + (over.first + token) * a.N + over.n0 +
+                                  chunk * kChunk) =
+            uint4{pack_bf16(low.x, low.y), pack_bf16(low.z, low.w), pack_bf16(high.x, high.y),
+                  pack_bf16(high.z, high.w)};
+      }
+      if (!any_next) continue;
+      const auto base =
+          load_pack<kChunk>(shared.rows[ring.stage] + swizzled<kPiece>(token % kTileRows, chunk));
+      float wide[kChunk];
+#pragma unroll
+      for (int i = 0; i < kChunk; ++i) wide[i] = __bfloat162float(base[i]);
+      const float4 low{wide[0], wide[1], wide[2], wide[3]};
+      const float4 high{wide[4], wide[5], wide[6], wide[7]};
+      *reinterpret_cast<float4*>(sums + turn) = turn == 0 ? low : high;
+      *reinterpret_cast<float4*>(sums + (turn ^ 4)) = turn == 0 ? high : low;
     }
   }
   __device__ void add_tile(const Part& part, int count) {
     float c[kColumns / 8][4];
     int token[2];
     for (std::int64_t k = 0; k < a.K; k += kPiece) {
-      wait_at(&shared.ring.full[ring.stage], ring.parity);
+      shared.stages.wait(ring);
       wgmma_fence();
       start_product<kTrans>(c, shared.rows[ring.stage], shared.weight[ring.stage], k > 0);
       wgmma_commit();
@@ -316,13 +309,11 @@ template <bool kTrans>
 __device__ void consume(const GroupedScatter& a, const Stretches& cut, Shared& shared) {
   Consumer<kTrans> consumer{a, shared, {}};
   const std::int64_t parts = parts_of(a, cut);
-  Part now(a, cut, blockIdx.x);
-  renew_sums(a, shared, nullptr, &now);
-  for (std::int64_t part = blockIdx.x; part < parts; part += gridDim.x) {
-    consumer.part(now);
-    const Part next(a, cut, part + gridDim.x);
-    renew_sums(a, shared, &now, part + gridDim.x < parts ? &next : nullptr);
-    now = next;
+  const std::int64_t first = blockIdx.x;
+  for (std::int64_t part = first;; part += gridDim.x) {
+    consumer.renew(cut, Part(a, cut, part - gridDim.x), part > first, part < parts);
+    if (part >= parts) break;
+    consumer.add_tiles(Part(a, cut, part));
   }
 }
 
@@ -331,7 +322,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     scatter_kernel(const GroupedScatter a, const Stretches cut, const std::int32_t* begins) {
   auto& shared = dynamic_shared<Shared>();
   if (threadIdx.x == 0) {
-    shared.ring.make(kConsumers);
+    shared.stages.make(kConsumers);
     for (Barrier& b : shared.added) make_barrier(&b, kGroup / kWarp);
     fence_barriers();
   }

@@ -1,7 +1,7 @@
 // dW[g] = Σ_{r of g} a[r]ᵀ·b[r] in bf16 on Hopper. Blocks are shared out among the groups by their
-// rows; those of a group take turns at its rows, 32 at a time, and multiply them × 512 columns of
-// the wider matrix × 64 of the other, with both operands transposed in shared memory. What each has
-// found is written in f32, and a second kernel adds it up in order. All blocks go through the
+// rows; those of a group take turns at its rows, 32 at a time, and multiply up to 512 columns of
+// the wider matrix by 64 of the other, with both operands transposed in shared memory. What each
+// has found is written in f32, and a second kernel adds it up in order. All blocks go through the
 // tokens at about the same speed: a token's row, which several groups have, is read while it is in
 // the cache.
 #include <algorithm>
@@ -16,17 +16,18 @@ namespace {
 
 constexpr int kConsumers = 2;
 constexpr int kThreads = (1 + kConsumers) * kGroup;
-constexpr int kBlocks = 4;  // of 64 columns of the wider matrix, for each consumer
-constexpr int kWide = kConsumers * kBlocks * kPiece;
-constexpr int kDepth = 32;  // rows at a time
-constexpr int kStages = 6;
-constexpr int kStepsAhead = 3;
+constexpr int kDepth = 32;                 // rows at a time
 constexpr std::int64_t kFewestRows = 128;  // of a block, which are worth its sums
 
+/// kBlocks of 64 columns of the wider matrix for each consumer.
+template <int kBlocks>
 struct Shared {
+  static constexpr int kWide = kConsumers * kBlocks * kPiece;
+  static constexpr int kStages = kBlocks == 1 ? 16 : 6;
+
   alignas(1024) bf16 a[kStages][kWide / kPiece][kDepth * kPiece];
   alignas(1024) bf16 b[kStages][kDepth * kPiece];
-  RingBarriers<kStages> ring;
+  StageBarriers<kStages> stages;
 };
 
 /// What a block does: the rows [begin, end), kDepth at a time, `step` apart; the columns from p0
@@ -35,38 +36,41 @@ struct Share {
   std::int64_t begin, end, step, p0, q0;
 };
 
-__device__ void produce(const GroupedWeight& w, const Share& share, Shared& shared) {
-  Ring<kStages> ring;
-  CopiesAhead<kStepsAhead> copies;
+template <int kBlocks>
+__device__ void produce(const GroupedWeight& w, const Share& share, Shared<kBlocks>& shared) {
+  constexpr int kWide = Shared<kBlocks>::kWide;
+  Ring<Shared<kBlocks>::kStages> ring;
   RowNumbers<kDepth> a, b, next_a, next_b;
   a.read(w.a_token, share.begin, share.end - share.begin);
   b.read(w.b_token, share.begin, share.end - share.begin);
-  for (std::int64_t at = share.begin; at < share.end; at += share.step, ring.next()) {
+  for (std::int64_t at = share.begin; at < share.end; at += share.step) {
     const std::int64_t next = at + share.step;
     next_a.read(w.a_token, next, share.end - next);
     next_b.read(w.b_token, next, share.end - next);
-    copies.wait_for(&shared.ring.empty[ring.stage], ring.parity ^ 1);
+    shared.stages.begin(ring);
     for (int block = 0; block < kWide / kPiece && share.p0 + block * kPiece < w.P; ++block) {
       a.copy(shared.a[ring.stage][block], w.a, w.P, share.p0 + block * kPiece);
     }
     b.copy(shared.b[ring.stage], w.b, w.Q, share.q0);
-    copies.start(&shared.ring.full[ring.stage]);
+    shared.stages.end(ring);
     a = next_a;
     b = next_b;
   }
-  copies.finish();
+  shared.stages.finish();
 }
 
 /// Blocks of 64 columns beyond P multiply whatever is in memory, and nobody looks at the result.
-__device__ void consume(const GroupedWeight& w, const Share& share, float* sums, Shared& shared) {
+template <int kBlocks>
+__device__ void consume(const GroupedWeight& w, const Share& share, float* sums,
+                        Shared<kBlocks>& shared) {
   // Neighbouring blocks go to different consumers, so that both have work where P is small.
   const auto block_of = [](int i) { return kConsumers * i + consumer_of_thread(); };
-  Ring<kStages> ring;
+  Ring<Shared<kBlocks>::kStages> ring;
   auto before = ring;
   float c[kBlocks][kPiece / 8][4];
   for (std::int64_t at = share.begin; at < share.end; at += share.step, ring.next()) {
     const bool first = at == share.begin;
-    wait_at(&shared.ring.full[ring.stage], ring.parity);
+    shared.stages.wait(ring);
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kDepth; k += 16) {
@@ -79,7 +83,7 @@ __device__ void consume(const GroupedWeight& w, const Share& share, float* sums,
     wgmma_commit();
     if (first) continue;
     wgmma_wait<1>();
-    release(&shared.ring.empty[before.stage]);
+    shared.stages.release(before);
     before.next();
   }
   wgmma_wait<0>();
@@ -103,10 +107,12 @@ __device__ void consume(const GroupedWeight& w, const Share& share, float* sums,
 }
 
 /// sums [blocks, P, Q].
+template <int kBlocks>
 __global__ void __launch_bounds__(kThreads, 1)
     weight_kernel(const GroupedWeight w, const RowShare* shares, const std::int32_t* count,
                   float* sums) {
-  auto& shared = dynamic_shared<Shared>();
+  constexpr int kWide = Shared<kBlocks>::kWide;
+  auto& shared = dynamic_shared<Shared<kBlocks>>();
   const std::int64_t columns = ceil_div(w.Q, std::int64_t{kPiece});
   const std::int64_t pieces = columns * ceil_div(w.P, std::int64_t{kWide});
   const std::int64_t block = blockIdx.x / pieces;
@@ -119,7 +125,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                     .p0 = piece / columns * kWide,
                     .q0 = piece % columns * kPiece};
   if (threadIdx.x == 0) {
-    shared.ring.make(kConsumers);
+    shared.stages.make(kConsumers);
     fence_barriers();
   }
   __syncthreads();
@@ -155,6 +161,22 @@ __global__ void add_blocks_kernel(const GroupedWeight w, const std::int32_t* fir
   }
 }
 
+template <int kBlocks>
+void run(const GroupedWeight& w, bool turned) {
+  const std::int64_t pieces =
+      ceil_div(w.Q, std::int64_t{kPiece}) * ceil_div(w.P, std::int64_t{Shared<kBlocks>::kWide});
+  const RowShares shares("grouped_weight", w.offsets, w.groups, w.sequences,
+                         std::max<std::int64_t>(1, multiprocessors() / pieces), kFewestRows);
+  const Storage space =
+      scratch(static_cast<std::size_t>(shares.most() * w.P * w.Q) * sizeof(float));
+  auto* sums = static_cast<float*>(space.data());
+  launch_shared<Shared<kBlocks>>("grouped_weight: hopper", weight_kernel<kBlocks>,
+                                 static_cast<unsigned>(shares.most() * pieces), kThreads, w,
+                                 shares.shares(), shares.first_block() + w.groups, sums);
+  launch("grouped_weight: hopper", add_blocks_kernel, blocks_for(w.groups * w.P * w.Q / 2), kBlock,
+         0, w, shares.first_block(), static_cast<const float*>(sums), turned);
+}
+
 }  // namespace
 
 bool hopper_weight_fits(const GroupedWeight& w) {
@@ -162,7 +184,9 @@ bool hopper_weight_fits(const GroupedWeight& w) {
          capability() == 90;
 }
 
+// Few rows are worth the sums of wide blocks only if these are few.
 void grouped_weight_hopper(const GroupedWeight& any) {
+  constexpr std::int64_t kManyRows = 512;  // for every multiprocessor
   GroupedWeight w = any;
   const bool turned = w.P < w.Q;
   if (turned) {
@@ -170,18 +194,7 @@ void grouped_weight_hopper(const GroupedWeight& any) {
     std::swap(w.a_token, w.b_token);
     std::swap(w.P, w.Q);
   }
-  const std::int64_t pieces =
-      ceil_div(w.Q, std::int64_t{kPiece}) * ceil_div(w.P, std::int64_t{kWide});
-  const RowShares shares("grouped_weight", w.offsets, w.groups, w.sequences,
-                         std::max<std::int64_t>(1, multiprocessors() / pieces), kFewestRows);
-  const Storage space =
-      scratch(static_cast<std::size_t>(shares.most() * w.P * w.Q) * sizeof(float));
-  auto* sums = static_cast<float*>(space.data());
-  launch_shared<Shared>("grouped_weight: hopper", weight_kernel,
-                        static_cast<unsigned>(shares.most() * pieces), kThreads, w, shares.shares(),
-                        shares.first_block() + w.groups, sums);
-  launch("grouped_weight: hopper", add_blocks_kernel, blocks_for(w.groups * w.P * w.Q / 2), kBlock,
-         0, w, shares.first_block(), static_cast<const float*>(sums), turned);
+  w.rows >= kManyRows* multiprocessors() ? run<4>(w, turned) : run<1>(w, turned);
 }
 
 }  // namespace proteus::cuda

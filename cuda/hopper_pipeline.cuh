@@ -10,6 +10,7 @@
 namespace proteus::cuda {
 
 constexpr int kGroupRows = 64;  // of the sums of a consumer
+constexpr int kAhead = 2;       // copies of tiles on their way
 constexpr int kWorkStages = 2;  // tiles of work that are known
 /// Mean queries per segment below which most of a block would have nothing to do.
 constexpr std::int64_t kWorthwhileSegment = 192;
@@ -41,8 +42,7 @@ __device__ inline int next_ticket(const TileList& tiles) {
 /// Copies on their way, each with the barrier to arrive at when it is there. A copy is reported
 /// when kAhead later ones have begun, or when the producer has to wait for room: consumers may need
 /// the copy to make it.
-template <int kAhead>
-class CopiesAhead {
+class Copies {
  public:
   /// Waits until consumers have given back what the next copy overwrites.
   __device__ inline void wait_for(Barrier* empty, int parity) {
@@ -74,7 +74,6 @@ class CopiesAhead {
  private:
   Barrier* full_[kAhead] = {};  // newest first
 };
-using Copies = CopiesAhead<2>;
 
 /// Starts copying a tile of width kD: as one tile of width 64 per half, one behind the other.
 template <int kRows, int kD>

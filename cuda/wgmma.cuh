@@ -119,6 +119,11 @@ __device__ inline void fence_barriers() {
 __device__ inline void arrive_at(Barrier* b) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
 }
+/// Arrives when what this thread has begun to copy (cp.async) is there, without waiting for it.
+__device__ inline void arrive_with_copies(Barrier* b) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(b))
+               : "memory");
+}
 /// Whether the phase of this parity is over.
 __device__ inline bool is_over(Barrier* b, int parity) {
   int over;
