@@ -8,6 +8,7 @@
 
 #include "aspa/slider.h"
 #include "autograd/attention.h"
+#include "autograd/beside.h"
 #include "autograd/checkpoint.h"
 #include "autograd/elementwise.h"
 #include "autograd/gemm.h"
@@ -17,6 +18,7 @@
 #include "autograd/view.h"
 #include "nn/init.h"
 #include "tensor/error.h"
+#include "tensor/ops/elementwise.h"
 #include "tensor/ops/rope.h"
 #include "tensor/queue.h"
 
@@ -169,7 +171,14 @@ Variable AspaAttention::forward(const Variable& x) {
   const Shape as_rows{sequences.rows(), config_.width};
   Variable shifted = weights_.mu.defined() ? key_shift(x, weights_.mu) : Variable();
   const Variable rows = reshape(x, as_rows);
-  shifted = shifted.defined() ? reshape(shifted, as_rows) : rows;
+  if (shifted.defined()) {
+    shifted = made_again(reshape(shifted, as_rows), {x.value(), value_beside(weights_.mu, x)},
+                         [as_rows](const std::vector<Tensor>& from) {
+                           return ops::key_shift(from[0], from[1]).reshape(as_rows);
+                         });
+  } else {
+    shifted = rows;
+  }
   Variable shared;
   if (config_.shared_heads > 0) shared = shared_forward(rows, shifted, sequences);
   Variable y = router_ ? routed_forward(rows, std::move(shifted), std::move(shared), sequences)
@@ -234,8 +243,10 @@ AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_
   Variable query;
   Variable key;
   if (gating_->gated()) {
+    // In this order the gradient of the keys' part, which needs x_key again, is last.
+    if (weights_.mu.defined()) key = router_->project(x_key);
     query = router_->project(x);
-    key = weights_.mu.defined() ? router_->project(x_key) : query;
+    if (!key.defined()) key = query;
   }
   Routed out{gating_->route(Role::query, query, B, T), gating_->route(Role::key, key, B, T), {}};
   const bool filled = out.query.slots == ops::Slots::filled && out.key.slots == ops::Slots::filled;

@@ -12,7 +12,7 @@ namespace {
 Variable unary(UnaryOp op, const char* name, const char* call, const Variable& x, double a = 1,
                double b = 0) {
   Tensor y = ops::unary(op, call, x.value(), a, b);
-  std::vector<Tensor> saved;
+  std::vector<Saved> saved;
   if (op != UnaryOp::affine) saved.push_back(unary_saves_output(op) ? y : x.value());
   return record(name, {x}, std::move(y), std::move(saved),
                 [op, a](const Backward& ctx) -> Gradients {

@@ -442,11 +442,11 @@ void run(const AttentionBwd& a) {
   const QueryStats<float> prepared(a);
   const Stats stats{prepared.lse(), prepared.delta()};
   const DrawnBits drawn(a.problem, true);
+  if (a.dq.data) run_pass<kD, Pass::queries, kBias, kDropout>(a, stats, {}, drawn.bits());
   if (a.dk.data || a.dv.data || a.dkey_bias) {
     const AnchorGradient far(a, prepared);
     run_pass<kD, Pass::keys, kBias, kDropout>(far.rest(a), stats, far.sums(), drawn.bits());
   }
-  if (a.dq.data) run_pass<kD, Pass::queries, kBias, kDropout>(a, stats, {}, drawn.bits());
 }
 
 template <int kD>
