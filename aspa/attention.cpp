@@ -205,13 +205,13 @@ Variable AspaAttention::shared_forward(const Variable& x, const Variable& x_key)
   Variable y = attention(q, k, rows(part(2, x)), {}, {}, plan, attention_options());
   if (weights_.shared_gate.defined() && config_.alpha > 0) {
     const Variable gate = reshape(linear(x, weights_.shared_gate), {B * T * H});
-    y = scale_rows(reshape(y, {B * T * H, D}), blended_gate(gate));
+    y = open_rows(reshape(y, {B * T * H, D}), gate, gate_factor().a, gate_factor().b);
   }
   return linear(reshape(y, {B, T, H * D}), weights_.out);
 }
 
-Variable AspaAttention::blended_gate(const Variable& z) const {
-  return shift(scale(sigmoid(z), 2 * config_.alpha), 1 - config_.alpha);
+RowFactor AspaAttention::gate_factor() const {
+  return {.gated = true, .a = 2 * config_.alpha, .b = 1 - config_.alpha};
 }
 
 Selection AspaAttention::select(const Variable& x) {
@@ -242,13 +242,13 @@ Variable AspaAttention::routed_forward(const Variable& x, Variable x_key, Variab
   Routed routed = route(x, x_key);
   const PackedRows& query_rows = routed.rows.query;
   const PackedRows& key_rows = routed.rows.key;
-  Variable gate;
+  Variable query_z;
   Variable key_bias;
   BankJudgement judgement;
   if (gating_->gated()) {
     const RowLogitsVar query = router_->row_logits(routed.query.projected, query_rows);
     const RowLogitsVar key = router_->row_logits(routed.key.projected, key_rows);
-    gate = gating_->open(config_.query_gate ? query.z : Variable(), routed.query, query_rows);
+    if (config_.query_gate) query_z = query.z;
     key_bias = gating_->key_bias(config_.key_bias ? key.z : Variable(), routed.key, key_rows);
     if (bank_slots() > 0) judgement = judge(routed.key, key_rows, key);
     if (training() && !recomputing()) {
@@ -258,7 +258,7 @@ Variable AspaAttention::routed_forward(const Variable& x, Variable x_key, Variab
   }
   routed.query.projected = routed.key.projected = {};
   Variable y = routed_values(x, std::move(x_key), routed.rows, key_bias, judgement);
-  if (gate.defined()) y = scale_rows(y, gate);
+  if (gating_->gated()) y = gating_->open(y, query_z, routed.query, query_rows);
   if (watching_) {
     const NoGradGuard no_grad;
     const Variable c = reshape(grouped_combine(y, weights_.o, query_rows), x.shape());

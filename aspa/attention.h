@@ -20,6 +20,7 @@
 #include "aspa/top_a.h"
 #include "nn/attention.h"
 #include "tensor/ops/attention.h"
+#include "tensor/ops/elementwise.h"
 
 namespace proteus {
 
@@ -154,7 +155,8 @@ class AspaAttention : public Attention, public Gated {
   Tensor answer_queries(const Tensor& x, const StepChoice& chosen,
                         std::span<AttentionState* const> states);
   AttentionOptions attention_options();
-  Variable blended_gate(const Variable& z) const;
+  /// Of what the shared heads have found.
+  RowFactor gate_factor() const;
   std::int64_t rotated_width() const;
   const Tensor& visible_entries(std::int64_t T, Device device);
 

@@ -73,10 +73,10 @@ class Gating {
   /// S [N] of projected tokens whose nearest gates are i32 [N].
   Variable salience_of(const Variable& projected, const Tensor& nearest) const;
 
-  /// r = (1−α) + α·2σ(z)·2σ(S) of packed rows; without the first factor where z is undefined,
-  /// undefined where both are missing.
-  Variable open(const Variable& z, const RoleRouting& routing, const PackedRows& rows) const;
-  /// β = α·(log σ(z) + log 2σ(S)), likewise.
+  /// Packed rows y times r = (1−α) + α·2σ(z)·2σ(S), without the first factor where z is undefined.
+  Variable open(const Variable& y, const Variable& z, const RoleRouting& routing,
+                const PackedRows& rows) const;
+  /// β = α·(log σ(z) + log 2σ(S)), likewise; undefined where both are missing.
   Variable key_bias(const Variable& z, const RoleRouting& routing, const PackedRows& rows) const;
 
   /// Counts a training pass of one role; `share` as in RowLogitsVar.
