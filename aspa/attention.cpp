@@ -167,7 +167,10 @@ Variable AspaAttention::forward(const Variable& x) {
   Variable x_key = weights_.mu.defined() ? key_shift(x, weights_.mu) : x;
   Variable y;
   if (config_.shared_heads > 0) y = shared_forward(x, x_key);
-  if (router_) y = routed_forward(x, std::move(x_key), std::move(y));
+  if (router_) {
+    y = runs_dense(x.size(1)) ? dense_forward(x, x_key, y)
+                              : routed_forward(x, std::move(x_key), std::move(y));
+  }
   return weights_.out_bias.defined() ? add(y, beside(weights_.out_bias, y)) : y;
 }
 
@@ -185,11 +188,13 @@ Variable AspaAttention::shared_forward(const Variable& x, const Variable& x_key)
   const std::int64_t T = x.size(1);
   const std::int64_t H = config_.shared_heads;
   const std::int64_t D = config_.head_width;
-  const auto part = [&](int i, const Variable& in) {
-    const auto third = [&](const Variable& all) {
-      return all.defined() ? slice(all, 0, i * H * D, (i + 1) * H * D) : Variable();
-    };
-    const Variable y = linear(in, third(weights_.qkv), third(weights_.qkv_bias));
+  const auto thirds = [](const Variable& all) {
+    return all.defined() ? split(all, 0, 3) : std::vector<Variable>(3);
+  };
+  const std::vector<Variable> weights = thirds(weights_.qkv);
+  const std::vector<Variable> biases = thirds(weights_.qkv_bias);
+  const auto part = [&](std::size_t i, const Variable& in) {
+    const Variable y = linear(in, weights[i], biases[i]);
     const Variable heads = reshape(y, {B, T, H, D});
     return i < 2 && config_.shared_rope ? rope(heads, D) : heads;
   };
@@ -212,6 +217,41 @@ Variable AspaAttention::shared_forward(const Variable& x, const Variable& x_key)
 
 RowFactor AspaAttention::gate_factor() const {
   return {.gated = true, .a = 2 * config_.alpha, .b = 1 - config_.alpha};
+}
+
+bool AspaAttention::runs_dense(std::int64_t T) const {
+  if (!router_ || gating_->observed() || watching_) return false;
+  if (!gating_->gated()) return true;
+  return !training() && k() == config_.routed_heads && config_.selects_everything(T);
+}
+
+Variable AspaAttention::dense_forward(const Variable& x, const Variable& x_key,
+                                      const Variable& shared) {
+  const std::int64_t B = x.size(0);
+  const std::int64_t T = x.size(1);
+  const std::int64_t H = config_.routed_heads;
+  const std::int64_t D = config_.head_width;
+  const auto heads = [&](const Variable& in, const Variable& weight, const Variable& bias) {
+    const Variable rows = reshape(transpose(weight, 1, 2), {H * D, config_.width});
+    const Variable y = linear(in, rows, bias.defined() ? reshape(bias, {H * D}) : bias);
+    return reshape(y, {B, T, H, D});
+  };
+  const auto rotated = [&](const Variable& y) {
+    return reshape(rotated_width() > 0 ? rope(y, rotated_width()) : y, {B * T, H, D});
+  };
+  const Variable q = rotated(heads(x, weights_.q, weights_.q_bias));
+  const Variable k = rotated(heads(x_key, weights_.k, weights_.k_bias));
+  const Variable v = reshape(heads(x, weights_.v, weights_.v_bias), {B * T, H, D});
+  AttentionOptions options = attention_options();
+  const bool sink = weights_.sink.defined() && config_.alpha > 0;
+  if (sink) options.sink_scale = config_.alpha;
+  const AttentionPlan& plan = dense_plan_.of({.B = B, .H = H, .T = T, .device = x.device()}, [&] {
+    return ops::causal_plan(B, H, T, T, 0, 0, x.device());
+  });
+  const Variable o = attention(q, k, v, {}, sink ? weights_.sink : Variable(), plan, options);
+  const Variable out = transpose(reshape(weights_.o, {H * D, config_.width}), 0, 1);
+  const Variable y = linear(reshape(o, {B, T, H * D}), out);
+  return shared.defined() ? add(shared, y) : y;
 }
 
 Selection AspaAttention::select(const Variable& x) {

@@ -80,6 +80,13 @@ class AspaAttention : public Attention, public Gated {
   /// Empty if the layer has no routed heads.
   const AspaTelemetry& telemetry() const;
 
+  /// Whether forward() runs the routed heads at T tokens as dense attention, without router and
+  /// packed rows: every token enters every head, sees all before it, and no gate weighs either. So
+  /// at alpha = 0; and with k = Hr, a window of T or more, neither gates nor bank, in evaluation
+  /// (in training prototypes and thresholds want to know what was selected). Not while a selection
+  /// is forced or looked at.
+  bool runs_dense(std::int64_t T) const;
+
   /// The heads that the tokens of x enter, without running them.
   Selection select(const Variable& x);
   /// Uses this selection instead of the router's until it is reset with nullopt.
@@ -126,6 +133,8 @@ class AspaAttention : public Attention, public Gated {
   Variable shared_forward(const Variable& x, const Variable& x_key);
   /// Added to what the shared heads have found, unless that is undefined.
   Variable routed_forward(const Variable& x, Variable x_key, Variable shared);
+  /// The same where runs_dense(T).
+  Variable dense_forward(const Variable& x, const Variable& x_key, const Variable& shared);
   Routed route(const Variable& x, const Variable& x_key);
   Variable routed_values(const Variable& x, Variable x_key, const RoutedRows& rows,
                          const Variable& key_bias, const BankJudgement& judgement);
@@ -169,6 +178,7 @@ class AspaAttention : public Attention, public Gated {
   bool watching_ = false;
   std::optional<Consensus> consensus_;
   LastCausalPlan shared_plan_;
+  LastCausalPlan dense_plan_;
   Tensor visible_;  // [T + 1] of visible_entries, for visible_alpha_
   Tensor forced_bank_;
   Tensor bank_;

@@ -115,6 +115,8 @@ class Gating {
   /// route() then returns these heads, i32 [N, k], until it is told undefined ones.
   void force(Role role, const Tensor& heads);
   bool forced() const { return forced_[0].defined() || forced_[1].defined(); }
+  /// Whether somebody decides in route()'s place or looks at what it decides.
+  bool observed() const { return forced() || probing_ || tally_.has_value(); }
   /// Between begin_probe() and end_probe() the last decision is kept; end_probe() compares it with
   /// that of the previous probe (churn).
   void begin_probe();
