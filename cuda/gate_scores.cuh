@@ -171,6 +171,9 @@ class TileScores<float> {
     float sum[kBlocks][4] = {};
     float cosine[kBlocks][4] = {};
     for (std::int64_t r0 = 0; r0 < a.gates.R; r0 += kFloatDepth) {
+      float4 tokens[kFloatDepth / 16][2];  // on their way while the gates are cut into parts
+#pragma unroll
+      for (int k = 0; k < kFloatDepth / 16; ++k) load_tokens(a, r0 + 16 * k, tokens[k]);
       __syncthreads();
       load(a, a.gates.w, r0, shared.gate, shared.chunk.w);
       if constexpr (kPrototypes) load(a, a.gates.p, r0, shared.gate, shared.chunk.p);
@@ -179,7 +182,7 @@ class TileScores<float> {
       for (int k = 0; k < kFloatDepth / 16; ++k) {
         if (r0 + 16 * k >= a.gates.R) break;
         std::uint32_t x[kScoreParts][4];
-        load_tokens(a, r0 + 16 * k, x);
+        split_tokens(tokens[k], x);
         multiply(x, shared.chunk.w, k, sum);
         if constexpr (kPrototypes) multiply(x, shared.chunk.p, k, cosine);
       }
@@ -206,13 +209,17 @@ class TileScores<float> {
  private:
   static constexpr int kBlocks = kTileGates / 8;
 
-  /// Neighbours r and r + 1 of a row of R numbers, zeros past its end.
-  __device__ static float2 pair_at(const float* row, std::int64_t r, std::int64_t R) {
-    const bool whole = reinterpret_cast<std::uintptr_t>(row + r) % sizeof(float2) == 0;
-    if (r + 1 < R && whole) return *reinterpret_cast<const float2*>(row + r);
-    return {r < R ? row[r] : 0.0f, r + 1 < R ? row[r + 1] : 0.0f};
+  /// Columns r to r + 3 of a row of R numbers, zeros past its end.
+  __device__ static float4 four_at(const float* row, std::int64_t r, std::int64_t R) {
+    const bool whole = reinterpret_cast<std::uintptr_t>(row + r) % sizeof(float4) == 0;
+    if (r + 3 < R && whole) return *reinterpret_cast<const float4*>(row + r);
+    const auto at = [&](int i) { return r + i < R ? row[r + i] : 0.0f; };
+    return {at(0), at(1), at(2), at(3)};
   }
-  /// A thread cuts eight neighbours of a gate's row into parts.
+  // A lane multiplies columns 4·(l%4) to 4·(l%4) + 3 of 16, which it reads together, in the places
+  // 2·(l%4), 2·(l%4) + 1 and the same + 8 of a block; the gates' columns lie accordingly.
+
+  /// A thread cuts eight columns of a gate's row into parts: one chunk of a tile.
   __device__ static void load(const GateLogitsFwd& a, const void* table, std::int64_t r0,
                               const std::int32_t* gate, GateParts& to) {
     static_assert(kLogitThreads == kTileGates * kFloatDepth / kChunk);
@@ -222,8 +229,9 @@ class TileScores<float> {
     std::uint32_t words[kScoreParts][kChunk / 2];
 #pragma unroll
     for (int j = 0; j < kChunk / 2; ++j) {
-      const float2 two = pair_at(row, r0 + chunk * kChunk + 2 * j, a.gates.R);
-      const SplitPair split(two.x, two.y);
+      const float4 four = four_at(row, r0 + chunk / 2 * 16 + 4 * j, a.gates.R);
+      const bool second = chunk % 2 != 0;
+      const SplitPair split(second ? four.z : four.x, second ? four.w : four.y);
 #pragma unroll
       for (int part = 0; part < kScoreParts; ++part) words[part][j] = split.part[part];
     }
@@ -233,19 +241,27 @@ class TileScores<float> {
           uint4{words[part][0], words[part][1], words[part][2], words[part][3]};
     }
   }
-  /// The A blocks of the warp's tokens at columns [r, r + 16).
-  __device__ void load_tokens(const GateLogitsFwd& a, std::int64_t r,
-                              std::uint32_t (&x)[kScoreParts][4]) const {
-    const std::int64_t R = a.gates.R;
+  /// This lane's numbers of its two tokens in columns [r, r + 16).
+  __device__ void load_tokens(const GateLogitsFwd& a, std::int64_t r, float4 (&to)[2]) const {
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const std::int64_t n = first_ + e % 2 * 8;
-      const float* row = static_cast<const float*>(a.x) + n * R;
-      const std::int64_t column = r + e / 2 * 8 + lane() % 4 * 2;
-      const float2 two = n < a.N ? pair_at(row, column, R) : float2{0, 0};
-      const SplitPair split(two.x, two.y);
+    for (int half = 0; half < 2; ++half) {
+      const std::int64_t n = first_ + 8 * half;
+      const float* row = static_cast<const float*>(a.x) + n * a.gates.R;
+      to[half] = n < a.N ? four_at(row, r + lane() % 4 * 4, a.gates.R) : float4{0, 0, 0, 0};
+    }
+  }
+  /// As A blocks, by parts.
+  __device__ static void split_tokens(const float4 (&tokens)[2],
+                                      std::uint32_t (&x)[kScoreParts][4]) {
 #pragma unroll
-      for (int part = 0; part < kScoreParts; ++part) x[part][e] = split.part[part];
+    for (int half = 0; half < 2; ++half) {
+      const SplitPair low(tokens[half].x, tokens[half].y);
+      const SplitPair high(tokens[half].z, tokens[half].w);
+#pragma unroll
+      for (int part = 0; part < kScoreParts; ++part) {
+        x[part][half] = low.part[part];
+        x[part][2 + half] = high.part[part];
+      }
     }
   }
   /// sum += x·gatesᵀ, the small products first.

@@ -137,8 +137,26 @@ __global__ void __launch_bounds__(kSumThreads)
   if (threadIdx.x == kSumThreads - 1) own[cells] = at;
 }
 
-// One warp per chunk. Slots of one head among the 32 that are looked at together get neighbouring
-// places, in their order. The first chunk of a sequence writes its offsets, too.
+constexpr int kAhead = 8;  // turns whose heads are read together
+
+/// Gives the slots of 32 lanes that have a head of this window their rows: those of one head
+/// neighbouring ones, in their order. next: the next row of every head.
+__device__ void deal(const PackSelection& s, std::int64_t i, bool here, int key,
+                     std::int64_t sequence_begin, std::int32_t* next) {
+  const unsigned same = __match_any_sync(kAllLanes, here ? key : -1);
+  const int before = __popc(same & ((1u << lane()) - 1));
+  const std::int32_t row = here ? next[key] + before : kNone;
+  __syncwarp();
+  if (here && before == 0) next[key] += __popc(same);
+  __syncwarp();
+  if (!here) return;
+  const std::int64_t n = quotient(i, s.slots);
+  s.row_of[i] = row;
+  s.token[row] = static_cast<std::int32_t>(n);
+  s.time[row] = static_cast<std::int32_t>(n - sequence_begin);
+}
+
+// One warp per chunk. The first chunk of a sequence writes its offsets, too.
 __global__ void fill_kernel(PackRows a, Chunks chunks, std::int32_t* all_starts) {
   extern __shared__ std::int32_t next[];
   const PackSelection& s = a.selection[blockIdx.y];
@@ -157,24 +175,20 @@ __global__ void fill_kernel(PackRows a, Chunks chunks, std::int32_t* all_starts)
       if (first_of_sequence) s.offsets[(first + g) * a.sequences + sequence] = next[g];
     }
     __syncwarp();
-#pragma unroll 2
-    for (std::int64_t base = chunks.begin(chunk) * s.slots; base < stop; base += kWarp) {
-      const std::int64_t i = base + lane();
-      const std::int32_t head = i < stop ? s.heads[i] : kNone;
-      if (i < stop && head < 0) s.row_of[i] = kNone;
-      const bool here = head != kNone && head >= first && head < first + width;
-      const int key = here ? static_cast<int>(head - first) : -1;
-      const unsigned same = __match_any_sync(kAllLanes, key);
-      const int before = __popc(same & ((1u << lane()) - 1));
-      const std::int32_t row = here ? next[key] + before : kNone;
-      __syncwarp();
-      if (here && before == 0) next[key] += __popc(same);
-      __syncwarp();
-      if (!here) continue;
-      const std::int64_t n = quotient(i, s.slots);
-      s.row_of[i] = row;
-      s.token[row] = static_cast<std::int32_t>(n);
-      s.time[row] = static_cast<std::int32_t>(n - sequence * chunks.length);
+    for (std::int64_t i = chunks.begin(chunk) * s.slots + lane(); i - lane() < stop;
+         i += kAhead * kWarp) {
+      std::int32_t heads[kAhead];
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        heads[j] = i + j * kWarp < stop ? s.heads[i + j * kWarp] : kNone;
+      }
+#pragma unroll
+      for (int j = 0; j < kAhead; ++j) {
+        const std::int64_t at = i + j * kWarp;
+        if (at < stop && heads[j] < 0) s.row_of[at] = kNone;
+        const bool here = heads[j] != kNone && heads[j] >= first && heads[j] < first + width;
+        deal(s, at, here, static_cast<int>(heads[j] - first), sequence * chunks.length, next);
+      }
     }
   }
 }
