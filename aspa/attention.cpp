@@ -36,6 +36,13 @@ double visited_pairs(double alpha, std::int64_t window, std::int64_t anchors, do
   return n > 0 ? pairs * entries / static_cast<double>(n) : entries;
 }
 
+// Whether kernels over x [B, T, C] leave so much of a device unused that others should run beside
+// them.
+bool few_tokens(const Variable& x) {
+  constexpr std::int64_t kFewTokens = 32768;
+  return x.size(0) * x.size(1) <= kFewTokens;
+}
+
 // weight [Hr, C, D], bias [Hr, D] or undefined; x [N, C] → [M, D]: every row its token times the
 // matrix of its head, plus the bias of its head, which is a product with 1.
 Variable head_linear(const Variable& x, const Variable& weight, const Variable& bias,
@@ -166,11 +173,16 @@ Variable AspaAttention::forward(const Variable& x) {
   }
   Variable x_key = weights_.mu.defined() ? key_shift(x, weights_.mu) : x;
   Variable y;
-  if (config_.shared_heads > 0) y = shared_forward(x, x_key);
-  if (router_) {
-    y = runs_dense(x.size(1)) ? dense_forward(x, x_key, y)
-                              : routed_forward(x, std::move(x_key), std::move(y));
+  Branch shared(x.device(), few_tokens(x), [&] {
+    if (config_.shared_heads > 0) y = shared_forward(x, x_key);
+  });
+  if (router_ && runs_dense(x.size(1))) {
+    shared.join();
+    y = dense_forward(x, x_key, y);
+  } else if (router_) {
+    y = routed_forward(x, std::move(x_key), y, shared);
   }
+  shared.join();
   return weights_.out_bias.defined() ? add(y, beside(weights_.out_bias, y)) : y;
 }
 
@@ -263,13 +275,16 @@ Selection AspaAttention::select(const Variable& x) {
 AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_key) {
   const std::int64_t B = x.size(0);
   const std::int64_t T = x.size(1);
+  const bool shifted = weights_.mu.defined();
+  Routed out;
   Variable query;
-  Variable key;
-  if (gating_->gated()) {
-    query = router_->project(x);
-    key = weights_.mu.defined() ? router_->project(x_key) : query;
-  }
-  Routed out{gating_->route(Role::query, query, B, T), gating_->route(Role::key, key, B, T), {}};
+  Branch beside(x.device(), shifted && few_tokens(x), [&] {
+    if (gating_->gated()) query = router_->project(x);
+    out.query = gating_->route(Role::query, query, B, T);
+  });
+  const Variable key = gating_->gated() && shifted ? router_->project(x_key) : query;
+  out.key = gating_->route(Role::key, key, B, T);
+  beside.join();
   const bool filled = out.query.slots == ops::Slots::filled && out.key.slots == ops::Slots::filled;
   out.rows =
       pack_selection({out.query.heads, out.key.heads}, B, config_.routed_heads,
@@ -278,14 +293,16 @@ AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_
 }
 
 // What is passed by value goes as soon as it has been used: at length it is most of the memory.
-Variable AspaAttention::routed_forward(const Variable& x, Variable x_key, Variable shared) {
+Variable AspaAttention::routed_forward(const Variable& x, Variable x_key, Variable& shared,
+                                       Branch& beside) {
   Routed routed = route(x, x_key);
   const PackedRows& query_rows = routed.rows.query;
   const PackedRows& key_rows = routed.rows.key;
   Variable query_z;
   Variable key_bias;
   BankJudgement judgement;
-  if (gating_->gated()) {
+  Branch logits(x.device(), few_tokens(x), [&] {
+    if (!gating_->gated()) return;
     const RowLogitsVar query = router_->row_logits(routed.query.projected, query_rows);
     const RowLogitsVar key = router_->row_logits(routed.key.projected, key_rows);
     if (config_.query_gate) query_z = query.z;
@@ -295,22 +312,24 @@ Variable AspaAttention::routed_forward(const Variable& x, Variable x_key, Variab
       gating_->collect(Role::query, routed.query, query_rows, query.share);
       gating_->collect(Role::key, routed.key, key_rows, key.share);
     }
-  }
+  });
   routed.query.projected = routed.key.projected = {};
-  Variable y = routed_values(x, std::move(x_key), routed.rows, key_bias, judgement);
+  Variable y = routed_values(x, std::move(x_key), routed.rows, key_bias, judgement, logits);
   if (gating_->gated()) y = gating_->open(y, query_z, routed.query, query_rows);
   if (watching_) {
     const NoGradGuard no_grad;
     const Variable c = reshape(grouped_combine(y, weights_.o, query_rows), x.shape());
     keep_consensus(c.value(), last_outputs(y.value(), query_rows));
   }
+  beside.join();
   const Shape tokens{x.size(0) * x.size(1), config_.width};
   if (shared.defined()) shared = reshape(shared, tokens);
   return reshape(grouped_combine(y, weights_.o, query_rows, std::move(shared)), x.shape());
 }
 
 Variable AspaAttention::routed_values(const Variable& x, Variable x_key, const RoutedRows& rows,
-                                      const Variable& key_bias, const BankJudgement& judgement) {
+                                      const Variable& key_bias, const BankJudgement& judgement,
+                                      Branch& beside) {
   const std::int64_t D = config_.head_width;
   const std::int64_t N = x.size(0) * x.size(1);
   const auto heads = [&](const Variable& in, const Variable& weight, const Variable& bias,
@@ -322,6 +341,7 @@ Variable AspaAttention::routed_values(const Variable& x, Variable x_key, const R
   Variable k = heads(x_key, weights_.k, weights_.k_bias, rows.key);
   x_key = {};
   const Variable v = heads(x, weights_.v, weights_.v_bias, rows.key);
+  beside.join();
   BankPlan bank;
   if (bank_slots() > 0) bank = plan_bank(rows, k.value(), v.value(), judgement);
   if (rotated_width() > 0) {

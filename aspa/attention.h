@@ -21,6 +21,7 @@
 #include "nn/attention.h"
 #include "tensor/ops/attention.h"
 #include "tensor/ops/elementwise.h"
+#include "tensor/queue.h"
 
 namespace proteus {
 
@@ -131,13 +132,14 @@ class AspaAttention : public Attention, public Gated {
   void make_shared(double output_std, Generator& init);
   void make_routed(double output_std, Generator& init);
   Variable shared_forward(const Variable& x, const Variable& x_key);
-  /// Added to what the shared heads have found, unless that is undefined.
-  Variable routed_forward(const Variable& x, Variable x_key, Variable shared);
+  /// Added to what the shared heads have found, unless that is undefined; `beside` finds it.
+  Variable routed_forward(const Variable& x, Variable x_key, Variable& shared, Branch& beside);
   /// The same where runs_dense(T).
   Variable dense_forward(const Variable& x, const Variable& x_key, const Variable& shared);
   Routed route(const Variable& x, const Variable& x_key);
+  /// `beside` makes key_bias and judgement.
   Variable routed_values(const Variable& x, Variable x_key, const RoutedRows& rows,
-                         const Variable& key_bias, const BankJudgement& judgement);
+                         const Variable& key_bias, const BankJudgement& judgement, Branch& beside);
   /// Slots of a head's bank at this alpha.
   std::int64_t bank_slots() const;
   BankJudgement judge(const RoleRouting& key, const PackedRows& rows,
