@@ -180,9 +180,17 @@ Variable AspaAttention::forward(const Variable& x) {
     shifted = rows;
   }
   Variable shared;
-  if (config_.shared_heads > 0) shared = shared_forward(rows, shifted, sequences);
-  Variable y = router_ ? routed_forward(rows, std::move(shifted), std::move(shared), sequences)
-                       : linear(shared, weights_.out);
+  Branch branch(x.device(), sequences.few_rows(), [&] {
+    if (config_.shared_heads > 0) shared = shared_forward(rows, shifted, sequences);
+  });
+  Variable y;
+  if (router_ && !runs_dense(sequences.T)) {
+    y = routed_forward(rows, std::move(shifted), shared, sequences, branch);
+  } else {
+    branch.join();
+    if (shared.defined()) y = linear(shared, weights_.out);
+    if (router_) y = dense_forward(rows, shifted, y, sequences);
+  }
   y = reshape(y, x.shape());
   return weights_.out_bias.defined() ? add(y, beside(weights_.out_bias, y)) : y;
 }
@@ -202,11 +210,13 @@ Variable AspaAttention::shared_forward(const Variable& x, const Variable& x_key,
   const std::int64_t T = sequences.T;
   const std::int64_t H = config_.shared_heads;
   const std::int64_t D = config_.head_width;
-  const auto part = [&](int i, const Variable& in) {
-    const auto third = [&](const Variable& all) {
-      return all.defined() ? slice(all, 0, i * H * D, (i + 1) * H * D) : Variable();
-    };
-    const Variable y = linear(in, third(weights_.qkv), third(weights_.qkv_bias));
+  const auto thirds = [](const Variable& all) {
+    return all.defined() ? split(all, 0, 3) : std::vector<Variable>(3);
+  };
+  const std::vector<Variable> weights = thirds(weights_.qkv);
+  const std::vector<Variable> biases = thirds(weights_.qkv_bias);
+  const auto part = [&](std::size_t i, const Variable& in) {
+    const Variable y = linear(in, weights[i], biases[i]);
     const bool rotated = i < 2 && config_.shared_rope;
     return reshape(rotated ? rope(reshape(y, {B, T, H, D}), D) : y, {B * T, H, D});
   };
@@ -221,13 +231,48 @@ Variable AspaAttention::shared_forward(const Variable& x, const Variable& x_key,
   Variable y = attention(q, k, part(2, x), {}, {}, plan, attention_options());
   if (weights_.shared_gate.defined() && config_.alpha > 0) {
     const Variable gate = reshape(linear(x, weights_.shared_gate), {B * T * H});
-    y = scale_rows(reshape(y, {B * T * H, D}), blended_gate(gate));
+    y = open_rows(reshape(y, {B * T * H, D}), gate, gate_factor().a, gate_factor().b);
   }
   return reshape(y, {B * T, H * D});
 }
 
-Variable AspaAttention::blended_gate(const Variable& z) const {
-  return shift(scale(sigmoid(z), 2 * config_.alpha), 1 - config_.alpha);
+RowFactor AspaAttention::gate_factor() const {
+  return {.gated = true, .a = 2 * config_.alpha, .b = 1 - config_.alpha};
+}
+
+bool AspaAttention::runs_dense(std::int64_t T) const {
+  if (!router_ || gating_->observed() || watching_) return false;
+  if (!gating_->gated()) return true;
+  return !training() && k() == config_.routed_heads && config_.selects_everything(T);
+}
+
+Variable AspaAttention::dense_forward(const Variable& x, const Variable& x_key,
+                                      const Variable& shared, const Sequences& sequences) {
+  const std::int64_t B = sequences.B;
+  const std::int64_t T = sequences.T;
+  const std::int64_t H = config_.routed_heads;
+  const std::int64_t D = config_.head_width;
+  const auto heads = [&](const Variable& in, const Variable& weight, const Variable& bias) {
+    const Variable rows = reshape(transpose(weight, 1, 2), {H * D, config_.width});
+    const Variable y = linear(in, rows, bias.defined() ? reshape(bias, {H * D}) : bias);
+    return reshape(y, {B, T, H, D});
+  };
+  const auto rotated = [&](const Variable& y) {
+    return reshape(rotated_width() > 0 ? rope(y, rotated_width()) : y, {B * T, H, D});
+  };
+  const Variable q = rotated(heads(x, weights_.q, weights_.q_bias));
+  const Variable k = rotated(heads(x_key, weights_.k, weights_.k_bias));
+  const Variable v = reshape(heads(x, weights_.v, weights_.v_bias), {B * T, H, D});
+  AttentionOptions options = attention_options();
+  const bool sink = weights_.sink.defined() && config_.alpha > 0;
+  if (sink) options.sink_scale = config_.alpha;
+  const AttentionPlan& plan = dense_plan_.of({.B = B, .H = H, .T = T, .device = x.device()}, [&] {
+    return ops::causal_plan(B, H, T, T, 0, 0, x.device());
+  });
+  const Variable o = attention(q, k, v, {}, sink ? weights_.sink : Variable(), plan, options);
+  const Variable out = transpose(reshape(weights_.o, {H * D, config_.width}), 0, 1);
+  const Variable y = linear(reshape(o, {B * T, H * D}), out);
+  return shared.defined() ? add(shared, y) : y;
 }
 
 Selection AspaAttention::select(const Variable& x) {
@@ -239,16 +284,18 @@ Selection AspaAttention::select(const Variable& x) {
 
 AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_key,
                                            const Sequences& sequences) {
-  const auto [B, T] = sequences;
+  const std::int64_t B = sequences.B;
+  const std::int64_t T = sequences.T;
+  const bool shifted = weights_.mu.defined();
+  Routed out;
   Variable query;
-  Variable key;
-  if (gating_->gated()) {
-    // In this order the gradient of the keys' part, which needs x_key again, is last.
-    if (weights_.mu.defined()) key = router_->project(x_key);
-    query = router_->project(x);
-    if (!key.defined()) key = query;
-  }
-  Routed out{gating_->route(Role::query, query, B, T), gating_->route(Role::key, key, B, T), {}};
+  Branch beside(x.device(), shifted && sequences.few_rows(), [&] {
+    if (gating_->gated()) query = router_->project(x);
+    out.query = gating_->route(Role::query, query, B, T);
+  });
+  const Variable key = gating_->gated() && shifted ? router_->project(x_key) : query;
+  out.key = gating_->route(Role::key, key, B, T);
+  beside.join();
   const bool filled = out.query.slots == ops::Slots::filled && out.key.slots == ops::Slots::filled;
   out.rows =
       pack_selection({out.query.heads, out.key.heads}, B, config_.routed_heads,
@@ -258,40 +305,43 @@ AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_
 
 // What is passed by value goes as soon as it has been used: at length it is most of the memory. So
 // what the shared heads have found, a few heads wide, is brought to the width of a token late.
-Variable AspaAttention::routed_forward(const Variable& x, Variable x_key, Variable shared,
-                                       const Sequences& sequences) {
+Variable AspaAttention::routed_forward(const Variable& x, Variable x_key, Variable& shared,
+                                       const Sequences& sequences, Branch& beside) {
   Routed routed = route(x, x_key, sequences);
   const PackedRows& query_rows = routed.rows.query;
   const PackedRows& key_rows = routed.rows.key;
-  Variable gate;
+  Variable query_z;
   Variable key_bias;
   BankJudgement judgement;
-  if (gating_->gated()) {
+  Branch logits(x.device(), sequences.few_rows(), [&] {
+    if (!gating_->gated()) return;
     const RowLogitsVar query = router_->row_logits(routed.query.projected, query_rows);
     const RowLogitsVar key = router_->row_logits(routed.key.projected, key_rows);
-    gate = gating_->open(config_.query_gate ? query.z : Variable(), routed.query, query_rows);
+    if (config_.query_gate) query_z = query.z;
     key_bias = gating_->key_bias(config_.key_bias ? key.z : Variable(), routed.key, key_rows);
     if (bank_slots() > 0) judgement = judge(routed.key, key_rows, key);
     if (training() && !recomputing()) {
       gating_->collect(Role::query, routed.query, query_rows, query.share);
       gating_->collect(Role::key, routed.key, key_rows, key.share);
     }
-  }
+  });
   routed.query.projected = routed.key.projected = {};
-  Variable y = routed_values(x, std::move(x_key), routed.rows, key_bias, judgement);
-  if (gate.defined()) y = scale_rows(y, gate);
+  Variable y = routed_values(x, std::move(x_key), routed.rows, key_bias, judgement, logits);
+  if (gating_->gated()) y = gating_->open(y, query_z, routed.query, query_rows);
   if (watching_) {
     const NoGradGuard no_grad;
     const Variable c = grouped_combine(y, weights_.o, query_rows);
     keep_consensus(c.value().reshape({sequences.B, sequences.T, config_.width}),
                    last_outputs(y.value(), query_rows));
   }
+  beside.join();
   if (shared.defined()) shared = linear(shared, weights_.out);
   return grouped_combine(y, weights_.o, query_rows, std::move(shared));
 }
 
 Variable AspaAttention::routed_values(const Variable& x, Variable x_key, const RoutedRows& rows,
-                                      const Variable& key_bias, const BankJudgement& judgement) {
+                                      const Variable& key_bias, const BankJudgement& judgement,
+                                      Branch& beside) {
   const std::int64_t D = config_.head_width;
   const auto heads = [&](const Variable& in, const Variable& weight, const Variable& bias,
                          const PackedRows& packed) {
@@ -303,6 +353,7 @@ Variable AspaAttention::routed_values(const Variable& x, Variable x_key, const R
   Variable k = heads(x_key, weights_.k, weights_.k_bias, rows.key);
   x_key = {};
   const Variable v = heads(x, weights_.v, weights_.v_bias, rows.key);
+  beside.join();
   BankPlan bank;
   if (bank_slots() > 0) bank = plan_bank(rows, k.value(), v.value(), judgement);
   k = rotated(k, rows.key);
