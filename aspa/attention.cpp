@@ -8,6 +8,7 @@
 
 #include "aspa/slider.h"
 #include "autograd/attention.h"
+#include "autograd/beside.h"
 #include "autograd/checkpoint.h"
 #include "autograd/elementwise.h"
 #include "autograd/gemm.h"
@@ -17,6 +18,7 @@
 #include "autograd/view.h"
 #include "nn/init.h"
 #include "tensor/error.h"
+#include "tensor/ops/elementwise.h"
 #include "tensor/ops/rope.h"
 #include "tensor/queue.h"
 
@@ -164,10 +166,32 @@ Variable AspaAttention::forward(const Variable& x) {
     throw ShapeError(fmt::format("aspa(x): x: expected [B, T, {}] (= width), got {}", config_.width,
                                  to_string(x.shape())));
   }
-  Variable x_key = weights_.mu.defined() ? key_shift(x, weights_.mu) : x;
+  const Sequences sequences{x.size(0), x.size(1)};
+  // What multiplies tokens has the same rows as its input: gradients are summed in one place.
+  const Shape as_rows{sequences.rows(), config_.width};
+  Variable shifted = weights_.mu.defined() ? key_shift(x, weights_.mu) : Variable();
+  const Variable rows = reshape(x, as_rows);
+  if (shifted.defined()) {
+    shifted = made_again(reshape(shifted, as_rows), {x.value(), value_beside(weights_.mu, x)},
+                         [as_rows](const std::vector<Tensor>& from) {
+                           return ops::key_shift(from[0], from[1]).reshape(as_rows);
+                         });
+  } else {
+    shifted = rows;
+  }
+  Variable shared;
+  Branch branch(x.device(), sequences.few_rows(), [&] {
+    if (config_.shared_heads > 0) shared = shared_forward(rows, shifted, sequences);
+  });
   Variable y;
-  if (config_.shared_heads > 0) y = shared_forward(x, x_key);
-  if (router_) y = routed_forward(x, std::move(x_key), std::move(y));
+  if (router_ && !runs_dense(sequences.T)) {
+    y = routed_forward(rows, std::move(shifted), shared, sequences, branch);
+  } else {
+    branch.join();
+    if (shared.defined()) y = linear(shared, weights_.out);
+    if (router_) y = dense_forward(rows, shifted, y, sequences);
+  }
+  y = reshape(y, x.shape());
   return weights_.out_bias.defined() ? add(y, beside(weights_.out_bias, y)) : y;
 }
 
@@ -180,56 +204,98 @@ AttentionOptions AspaAttention::attention_options() {
   return options;
 }
 
-Variable AspaAttention::shared_forward(const Variable& x, const Variable& x_key) {
-  const std::int64_t B = x.size(0);
-  const std::int64_t T = x.size(1);
+Variable AspaAttention::shared_forward(const Variable& x, const Variable& x_key,
+                                       const Sequences& sequences) {
+  const std::int64_t B = sequences.B;
+  const std::int64_t T = sequences.T;
   const std::int64_t H = config_.shared_heads;
   const std::int64_t D = config_.head_width;
-  const auto part = [&](int i, const Variable& in) {
-    const auto third = [&](const Variable& all) {
-      return all.defined() ? slice(all, 0, i * H * D, (i + 1) * H * D) : Variable();
-    };
-    const Variable y = linear(in, third(weights_.qkv), third(weights_.qkv_bias));
-    const Variable heads = reshape(y, {B, T, H, D});
-    return i < 2 && config_.shared_rope ? rope(heads, D) : heads;
+  const auto thirds = [](const Variable& all) {
+    return all.defined() ? split(all, 0, 3) : std::vector<Variable>(3);
   };
-  const auto rows = [&](const Variable& heads) { return reshape(heads, {B * T, H, D}); };
-  const Variable q = rows(part(0, x));
-  const Variable k = rows(part(1, x_key));
+  const std::vector<Variable> weights = thirds(weights_.qkv);
+  const std::vector<Variable> biases = thirds(weights_.qkv_bias);
+  const auto part = [&](std::size_t i, const Variable& in) {
+    const Variable y = linear(in, weights[i], biases[i]);
+    const bool rotated = i < 2 && config_.shared_rope;
+    return reshape(rotated ? rope(reshape(y, {B, T, H, D}), D) : y, {B * T, H, D});
+  };
+  const Variable q = part(0, x);
+  const Variable k = part(1, x_key);
   const auto window = [this](std::int64_t n) {
     return slider::window(config_.alpha, config_.shared_window, n);
   };
   const AttentionPlan& plan = shared_plan_.of(
       {B, H, T, config_.shared_window, config_.anchors, config_.alpha, x.device()},
       [&] { return ops::causal_plan(B, H, T, T, window, config_.anchors, x.device()); });
-  Variable y = attention(q, k, rows(part(2, x)), {}, {}, plan, attention_options());
+  Variable y = attention(q, k, part(2, x), {}, {}, plan, attention_options());
   if (weights_.shared_gate.defined() && config_.alpha > 0) {
     const Variable gate = reshape(linear(x, weights_.shared_gate), {B * T * H});
-    y = scale_rows(reshape(y, {B * T * H, D}), blended_gate(gate));
+    y = open_rows(reshape(y, {B * T * H, D}), gate, gate_factor().a, gate_factor().b);
   }
-  return linear(reshape(y, {B, T, H * D}), weights_.out);
+  return reshape(y, {B * T, H * D});
 }
 
-Variable AspaAttention::blended_gate(const Variable& z) const {
-  return shift(scale(sigmoid(z), 2 * config_.alpha), 1 - config_.alpha);
+RowFactor AspaAttention::gate_factor() const {
+  return {.gated = true, .a = 2 * config_.alpha, .b = 1 - config_.alpha};
+}
+
+bool AspaAttention::runs_dense(std::int64_t T) const {
+  if (!router_ || gating_->observed() || watching_) return false;
+  if (!gating_->gated()) return true;
+  return !training() && k() == config_.routed_heads && config_.selects_everything(T);
+}
+
+Variable AspaAttention::dense_forward(const Variable& x, const Variable& x_key,
+                                      const Variable& shared, const Sequences& sequences) {
+  const std::int64_t B = sequences.B;
+  const std::int64_t T = sequences.T;
+  const std::int64_t H = config_.routed_heads;
+  const std::int64_t D = config_.head_width;
+  const auto heads = [&](const Variable& in, const Variable& weight, const Variable& bias) {
+    const Variable rows = reshape(transpose(weight, 1, 2), {H * D, config_.width});
+    const Variable y = linear(in, rows, bias.defined() ? reshape(bias, {H * D}) : bias);
+    return reshape(y, {B, T, H, D});
+  };
+  const auto rotated = [&](const Variable& y) {
+    return reshape(rotated_width() > 0 ? rope(y, rotated_width()) : y, {B * T, H, D});
+  };
+  const Variable q = rotated(heads(x, weights_.q, weights_.q_bias));
+  const Variable k = rotated(heads(x_key, weights_.k, weights_.k_bias));
+  const Variable v = reshape(heads(x, weights_.v, weights_.v_bias), {B * T, H, D});
+  AttentionOptions options = attention_options();
+  const bool sink = weights_.sink.defined() && config_.alpha > 0;
+  if (sink) options.sink_scale = config_.alpha;
+  const AttentionPlan& plan = dense_plan_.of({.B = B, .H = H, .T = T, .device = x.device()}, [&] {
+    return ops::causal_plan(B, H, T, T, 0, 0, x.device());
+  });
+  const Variable o = attention(q, k, v, {}, sink ? weights_.sink : Variable(), plan, options);
+  const Variable out = transpose(reshape(weights_.o, {H * D, config_.width}), 0, 1);
+  const Variable y = linear(reshape(o, {B * T, H * D}), out);
+  return shared.defined() ? add(shared, y) : y;
 }
 
 Selection AspaAttention::select(const Variable& x) {
   const NoGradGuard no_grad;
-  const Routed routed = route(x, weights_.mu.defined() ? key_shift(x, weights_.mu) : x);
+  const Routed routed =
+      route(x, weights_.mu.defined() ? key_shift(x, weights_.mu) : x, {x.size(0), x.size(1)});
   return {routed.query.heads, routed.key.heads};
 }
 
-AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_key) {
-  const std::int64_t B = x.size(0);
-  const std::int64_t T = x.size(1);
+AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_key,
+                                           const Sequences& sequences) {
+  const std::int64_t B = sequences.B;
+  const std::int64_t T = sequences.T;
+  const bool shifted = weights_.mu.defined();
+  Routed out;
   Variable query;
-  Variable key;
-  if (gating_->gated()) {
-    query = router_->project(x);
-    key = weights_.mu.defined() ? router_->project(x_key) : query;
-  }
-  Routed out{gating_->route(Role::query, query, B, T), gating_->route(Role::key, key, B, T), {}};
+  Branch beside(x.device(), shifted && sequences.few_rows(), [&] {
+    if (gating_->gated()) query = router_->project(x);
+    out.query = gating_->route(Role::query, query, B, T);
+  });
+  const Variable key = gating_->gated() && shifted ? router_->project(x_key) : query;
+  out.key = gating_->route(Role::key, key, B, T);
+  beside.join();
   const bool filled = out.query.slots == ops::Slots::filled && out.key.slots == ops::Slots::filled;
   out.rows =
       pack_selection({out.query.heads, out.key.heads}, B, config_.routed_heads,
@@ -237,57 +303,61 @@ AspaAttention::Routed AspaAttention::route(const Variable& x, const Variable& x_
   return out;
 }
 
-// What is passed by value goes as soon as it has been used: at length it is most of the memory.
-Variable AspaAttention::routed_forward(const Variable& x, Variable x_key, Variable shared) {
-  Routed routed = route(x, x_key);
+// What is passed by value goes as soon as it has been used: at length it is most of the memory. So
+// what the shared heads have found, a few heads wide, is brought to the width of a token late.
+Variable AspaAttention::routed_forward(const Variable& x, Variable x_key, Variable& shared,
+                                       const Sequences& sequences, Branch& beside) {
+  Routed routed = route(x, x_key, sequences);
   const PackedRows& query_rows = routed.rows.query;
   const PackedRows& key_rows = routed.rows.key;
-  Variable gate;
+  Variable query_z;
   Variable key_bias;
   BankJudgement judgement;
-  if (gating_->gated()) {
+  Branch logits(x.device(), sequences.few_rows(), [&] {
+    if (!gating_->gated()) return;
     const RowLogitsVar query = router_->row_logits(routed.query.projected, query_rows);
     const RowLogitsVar key = router_->row_logits(routed.key.projected, key_rows);
-    gate = gating_->open(config_.query_gate ? query.z : Variable(), routed.query, query_rows);
+    if (config_.query_gate) query_z = query.z;
     key_bias = gating_->key_bias(config_.key_bias ? key.z : Variable(), routed.key, key_rows);
     if (bank_slots() > 0) judgement = judge(routed.key, key_rows, key);
     if (training() && !recomputing()) {
       gating_->collect(Role::query, routed.query, query_rows, query.share);
       gating_->collect(Role::key, routed.key, key_rows, key.share);
     }
-  }
+  });
   routed.query.projected = routed.key.projected = {};
-  Variable y = routed_values(x, std::move(x_key), routed.rows, key_bias, judgement);
-  if (gate.defined()) y = scale_rows(y, gate);
+  Variable y = routed_values(x, std::move(x_key), routed.rows, key_bias, judgement, logits);
+  if (gating_->gated()) y = gating_->open(y, query_z, routed.query, query_rows);
   if (watching_) {
     const NoGradGuard no_grad;
-    const Variable c = reshape(grouped_combine(y, weights_.o, query_rows), x.shape());
-    keep_consensus(c.value(), last_outputs(y.value(), query_rows));
+    const Variable c = grouped_combine(y, weights_.o, query_rows);
+    keep_consensus(c.value().reshape({sequences.B, sequences.T, config_.width}),
+                   last_outputs(y.value(), query_rows));
   }
-  const Shape tokens{x.size(0) * x.size(1), config_.width};
-  if (shared.defined()) shared = reshape(shared, tokens);
-  return reshape(grouped_combine(y, weights_.o, query_rows, std::move(shared)), x.shape());
+  beside.join();
+  if (shared.defined()) shared = linear(shared, weights_.out);
+  return grouped_combine(y, weights_.o, query_rows, std::move(shared));
 }
 
 Variable AspaAttention::routed_values(const Variable& x, Variable x_key, const RoutedRows& rows,
-                                      const Variable& key_bias, const BankJudgement& judgement) {
+                                      const Variable& key_bias, const BankJudgement& judgement,
+                                      Branch& beside) {
   const std::int64_t D = config_.head_width;
-  const std::int64_t N = x.size(0) * x.size(1);
   const auto heads = [&](const Variable& in, const Variable& weight, const Variable& bias,
                          const PackedRows& packed) {
-    return reshape(head_linear(reshape(in, {N, config_.width}), weight, bias, packed),
-                   {packed.rows(), 1, D});
+    return reshape(head_linear(in, weight, bias, packed), {packed.rows(), 1, D});
   };
-  Variable q = heads(x, weights_.q, weights_.q_bias, rows.query);
+  const auto rotated = [&](const Variable& y, const PackedRows& packed) {
+    return rotated_width() > 0 ? rope(y, packed.time, rotated_width()) : y;
+  };
   Variable k = heads(x_key, weights_.k, weights_.k_bias, rows.key);
   x_key = {};
   const Variable v = heads(x, weights_.v, weights_.v_bias, rows.key);
+  beside.join();
   BankPlan bank;
   if (bank_slots() > 0) bank = plan_bank(rows, k.value(), v.value(), judgement);
-  if (rotated_width() > 0) {
-    q = rope(q, rows.query.time, rotated_width());
-    k = rope(k, rows.key.time, rotated_width());
-  }
+  k = rotated(k, rows.key);
+  const Variable q = rotated(heads(x, weights_.q, weights_.q_bias, rows.query), rows.query);
   AttentionOptions options = attention_options();
   const bool sink = weights_.sink.defined() && config_.alpha > 0;
   if (sink) options.sink_scale = config_.alpha;

@@ -20,6 +20,8 @@
 #include "aspa/top_a.h"
 #include "nn/attention.h"
 #include "tensor/ops/attention.h"
+#include "tensor/ops/elementwise.h"
+#include "tensor/queue.h"
 
 namespace proteus {
 
@@ -79,6 +81,13 @@ class AspaAttention : public Attention, public Gated {
   /// Empty if the layer has no routed heads.
   const AspaTelemetry& telemetry() const;
 
+  /// Whether forward() runs the routed heads at T tokens as dense attention, without router and
+  /// packed rows: every token enters every head, sees all before it, and no gate weighs either. So
+  /// at alpha = 0; and with k = Hr, a window of T or more, neither gates nor bank, in evaluation
+  /// (in training prototypes and thresholds want to know what was selected). Not while a selection
+  /// is forced or looked at.
+  bool runs_dense(std::int64_t T) const;
+
   /// The heads that the tokens of x enter, without running them.
   Selection select(const Variable& x);
   /// Uses this selection instead of the router's until it is reset with nullopt.
@@ -120,14 +129,31 @@ class AspaAttention : public Attention, public Gated {
     Tensor score;  // orders like e = log σ(z) + log σ(S), [rows]
   };
 
+  /// B sequences of T tokens, whose rows follow each other.
+  struct Sequences {
+    std::int64_t B, T;
+    std::int64_t rows() const { return B * T; }
+    /// Whether kernels over them leave so much of a device unused that others should run beside.
+    bool few_rows() const {
+      constexpr std::int64_t kFewRows = 32768;
+      return rows() <= kFewRows;
+    }
+  };
+
   void make_shared(double output_std, Generator& init);
   void make_routed(double output_std, Generator& init);
-  Variable shared_forward(const Variable& x, const Variable& x_key);
-  /// Added to what the shared heads have found, unless that is undefined.
-  Variable routed_forward(const Variable& x, Variable x_key, Variable shared);
-  Routed route(const Variable& x, const Variable& x_key);
+  /// Of rows [B·T, C], as the functions below: what the shared heads have found, [B·T, H·D].
+  Variable shared_forward(const Variable& x, const Variable& x_key, const Sequences& sequences);
+  /// [B·T, C], with what the shared heads have found, unless that is undefined; `beside` finds it.
+  Variable routed_forward(const Variable& x, Variable x_key, Variable& shared,
+                          const Sequences& sequences, Branch& beside);
+  /// Where runs_dense(T); added to `shared` [B·T, C], unless that is undefined.
+  Variable dense_forward(const Variable& x, const Variable& x_key, const Variable& shared,
+                         const Sequences& sequences);
+  Routed route(const Variable& x, const Variable& x_key, const Sequences& sequences);
+  /// `beside` makes key_bias and judgement.
   Variable routed_values(const Variable& x, Variable x_key, const RoutedRows& rows,
-                         const Variable& key_bias, const BankJudgement& judgement);
+                         const Variable& key_bias, const BankJudgement& judgement, Branch& beside);
   /// Slots of a head's bank at this alpha.
   std::int64_t bank_slots() const;
   BankJudgement judge(const RoleRouting& key, const PackedRows& rows,
@@ -154,7 +180,8 @@ class AspaAttention : public Attention, public Gated {
   Tensor answer_queries(const Tensor& x, const StepChoice& chosen,
                         std::span<AttentionState* const> states);
   AttentionOptions attention_options();
-  Variable blended_gate(const Variable& z) const;
+  /// Of what the shared heads have found.
+  RowFactor gate_factor() const;
   std::int64_t rotated_width() const;
   const Tensor& visible_entries(std::int64_t T, Device device);
 
@@ -167,6 +194,7 @@ class AspaAttention : public Attention, public Gated {
   bool watching_ = false;
   std::optional<Consensus> consensus_;
   LastCausalPlan shared_plan_;
+  LastCausalPlan dense_plan_;
   Tensor visible_;  // [T + 1] of visible_entries, for visible_alpha_
   Tensor forced_bank_;
   Tensor bank_;

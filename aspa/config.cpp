@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "aspa/slider.h"
 #include "tensor/error.h"
 
 namespace proteus {
@@ -83,6 +84,12 @@ void GatingConfig::check_gates(const char* layer) const {
     throw ConfigError(
         fmt::format("{}: dtype: expected f64, f32 or bf16, got {}", layer, name_of(dtype)));
   }
+}
+
+bool AspaConfig::selects_everything(std::int64_t T) const {
+  if (alpha == 0) return true;
+  return k == routed_heads && top_p >= 1 && !salience.enabled() && !leaky_selection &&
+         T <= window && !query_gate && !key_bias && slider::bank_slots(alpha, bank.slots) == 0;
 }
 
 void AspaConfig::validate() const {

@@ -116,6 +116,9 @@ struct AspaConfig : GatingConfig {
   double dropout = 0;  ///< of the attention weights
 
   std::int64_t heads() const { return shared_heads + routed_heads; }
+  /// Whether the routed heads are dense attention by definition where gates are not trained: every
+  /// token enters every head, sees all of T tokens before it, and nothing weighs heads or keys.
+  bool selects_everything(std::int64_t T) const;
   /// Throws ConfigError naming the option, the value and what is allowed.
   void validate() const;
 };

@@ -160,7 +160,7 @@ Tensor AspaAttention::shared_step(const Tensor& x, const Tensor& x_key,
   Tensor heads = out.to(config_.dtype);
   if (weights_.shared_gate.defined() && config_.alpha > 0) {
     const Tensor z = ops::linear(x, weights_.shared_gate.value(), {}).reshape({B * H});
-    heads = ops::scale_rows(heads.reshape({B * H, D}), blended_gate(Variable(z)).value());
+    heads = ops::scale_rows(heads.reshape({B * H, D}), z, gate_factor());
   }
   return ops::linear(heads.reshape({B, H * D}), weights_.out.value(), {});
 }

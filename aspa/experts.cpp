@@ -87,7 +87,7 @@ Variable GatedMlp::forward(const Variable& x) {
                         : swiglu(grouped_linear(tokens, weights_.gate, rows), up);
   if (gating_->gated()) {
     const RowLogitsVar logits = gating_->router().row_logits(routing.projected, rows);
-    hidden = scale_rows(hidden, gating_->open(logits.z, routing, rows));
+    hidden = gating_->open(hidden, logits.z, routing, rows);
     if (training() && !recomputing()) {
       gating_->collect(Role::query, routing, rows, logits.share);
     }

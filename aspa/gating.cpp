@@ -148,25 +148,20 @@ Variable Gating::row_salience(const RoleRouting& routing, const PackedRows& rows
   return reshape(gather_rows(reshape(salience, {salience.size(0), 1}), rows), {rows.rows()});
 }
 
-Variable Gating::open(const Variable& z, const RoleRouting& routing, const PackedRows& rows) const {
-  Variable gate;
-  if (z.defined()) gate = scale(sigmoid(z), 2);
-  if (salience_) {
-    const Variable weight = scale(sigmoid(row_salience(routing, rows)), 2);
-    gate = gate.defined() ? mul(gate, weight) : weight;
-  }
-  return gate.defined() ? shift(scale(gate, config_.alpha), 1 - config_.alpha) : gate;
+Variable Gating::open(const Variable& y, const Variable& z, const RoleRouting& routing,
+                      const PackedRows& rows) const {
+  if (!salience_) return z.defined() ? open_rows(y, z, 2 * config_.alpha, 1 - config_.alpha) : y;
+  Variable gate = scale(sigmoid(row_salience(routing, rows)), 2);
+  if (z.defined()) gate = mul(scale(sigmoid(z), 2), gate);
+  return scale_rows(y, shift(scale(gate, config_.alpha), 1 - config_.alpha));
 }
 
 Variable Gating::key_bias(const Variable& z, const RoleRouting& routing,
                           const PackedRows& rows) const {
-  Variable bias;
-  if (z.defined()) bias = log_sigmoid(z);
-  if (salience_) {
-    const Variable more = shift(log_sigmoid(row_salience(routing, rows)), std::log(2.0));
-    bias = bias.defined() ? add(bias, more) : more;
-  }
-  return bias.defined() ? scale(bias, config_.alpha) : bias;
+  if (!salience_) return z.defined() ? log_sigmoid(z, config_.alpha) : z;
+  Variable bias = shift(log_sigmoid(row_salience(routing, rows)), std::log(2.0));
+  if (z.defined()) bias = add(log_sigmoid(z), bias);
+  return scale(bias, config_.alpha);
 }
 
 void Gating::collect(Role role, const RoleRouting& routing, const PackedRows& rows,

@@ -73,10 +73,10 @@ class Gating {
   /// S [N] of projected tokens whose nearest gates are i32 [N].
   Variable salience_of(const Variable& projected, const Tensor& nearest) const;
 
-  /// r = (1−α) + α·2σ(z)·2σ(S) of packed rows; without the first factor where z is undefined,
-  /// undefined where both are missing.
-  Variable open(const Variable& z, const RoleRouting& routing, const PackedRows& rows) const;
-  /// β = α·(log σ(z) + log 2σ(S)), likewise.
+  /// Packed rows y times r = (1−α) + α·2σ(z)·2σ(S), without the first factor where z is undefined.
+  Variable open(const Variable& y, const Variable& z, const RoleRouting& routing,
+                const PackedRows& rows) const;
+  /// β = α·(log σ(z) + log 2σ(S)), likewise; undefined where both are missing.
   Variable key_bias(const Variable& z, const RoleRouting& routing, const PackedRows& rows) const;
 
   /// Counts a training pass of one role; `share` as in RowLogitsVar.
@@ -115,6 +115,8 @@ class Gating {
   /// route() then returns these heads, i32 [N, k], until it is told undefined ones.
   void force(Role role, const Tensor& heads);
   bool forced() const { return forced_[0].defined() || forced_[1].defined(); }
+  /// Whether somebody decides in route()'s place or looks at what it decides.
+  bool observed() const { return forced() || probing_ || tally_.has_value(); }
   /// Between begin_probe() and end_probe() the last decision is kept; end_probe() compares it with
   /// that of the previous probe (churn).
   void begin_probe();

@@ -163,7 +163,8 @@ void Router::renew_copies() const {
 }
 
 Variable Router::project(const Variable& x) const {
-  return reshape(wide_linear(x, U_), {x.size(0) * x.size(1), U_.size(0)});
+  const std::int64_t rows = x.value().numel() / x.size(-1);
+  return reshape(wide_linear(x, U_), {rows, U_.size(0)});
 }
 
 Tensor Router::logits(const Tensor& projected) const {

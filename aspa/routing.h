@@ -56,7 +56,7 @@ class Router : public Module {
   DType dtype() const { return dtype_; }
   /// Where tokens are routed.
   Device device() const { return w_.device(); }
-  /// x [B, T, C] → x̃ = U x, [B·T, R].
+  /// x [B, T, C] or [B·T, C] → x̃ = U x, [B·T, R].
   Variable project(const Variable& x) const;
   /// z [N, Hr] of projected tokens, without gradient.
   Tensor logits(const Tensor& projected) const;

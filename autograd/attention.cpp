@@ -24,6 +24,13 @@ Tensor gradient_of(const Tensor& x, bool whole) {
                : Tensor::zeros(x.shape(), x.dtype(), x.device());
 }
 
+/// The gradient of q in the place of the output, of k in that of k and of v in that of v, where
+/// nobody else sees that memory: at length these are most of what a layer has at once.
+Tensor gradient_in(const Tensor& place, bool whole) {
+  const bool own = whole && place.is_contiguous() && place.storage().use_count() == 1;
+  return own ? place : gradient_of(place, whole);
+}
+
 /// A plan without its tensors, which are saved, and with them again: those saved from `first` on.
 AttentionPlan numbers_of(AttentionPlan plan) {
   plan.segments = plan.lo = plan.hi = Tensor();
@@ -53,9 +60,9 @@ Variable attention(const Variable& q, const Variable& k, const Variable& v,
                 {qv, kv, vv, bias, sinks, fwd.out, fwd.lse, plan.segments, plan.lo, plan.hi},
                 [options, numbers = numbers_of(plan)](const Backward& ctx) -> Gradients {
                   const AttentionPlan p = with_saved(numbers, ctx, 7);
-                  const Tensor dq = gradient_of(ctx.saved(0), p.whole);
-                  const Tensor dk = gradient_of(ctx.saved(1), p.whole);
-                  const Tensor dv = gradient_of(ctx.saved(2), p.whole);
+                  const Tensor dq = gradient_in(ctx.saved(5), p.whole);
+                  const Tensor dk = gradient_in(ctx.saved(1), p.whole);
+                  const Tensor dv = gradient_in(ctx.saved(2), p.whole);
                   const auto grads = ops::attention_backward(
                       ctx.saved(0), ctx.saved(1), ctx.saved(2), ctx.saved(3), ctx.saved(4), p,
                       options, {ctx.saved(5), ctx.saved(6)}, ctx.dy(), dq, dk, dv);

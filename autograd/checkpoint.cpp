@@ -61,11 +61,11 @@ Variable checkpoint(const std::function<Variable(const std::vector<Variable>&)>&
                     const std::vector<Variable>& inputs) {
   if (!grad_enabled()) return fn(inputs);
   auto decisions = std::make_shared<Decisions>();
-  std::vector<Tensor> values;
+  std::vector<Saved> values;
   std::vector<bool> wanted;
   std::vector<Variable> edges = inputs;
   for (const Variable& input : inputs) {
-    values.push_back(input.value());
+    values.emplace_back(input);
     wanted.push_back(input.requires_grad());
   }
   Tensor output;
@@ -76,7 +76,7 @@ Variable checkpoint(const std::function<Variable(const std::vector<Variable>&)>&
   }
   // Parameters inside the segment want gradients even if no input does: a leaf keeps the node.
   edges.emplace_back(Tensor::zeros({}), true);
-  return record("checkpoint", edges, output, values,
+  return record("checkpoint", edges, output, std::move(values),
                 [fn, decisions, wanted](const Backward& ctx) -> Gradients {
                   std::vector<Variable> again;
                   for (std::size_t i = 0; i < wanted.size(); ++i) {

@@ -12,13 +12,22 @@ namespace {
 Variable unary(UnaryOp op, const char* name, const char* call, const Variable& x, double a = 1,
                double b = 0) {
   Tensor y = ops::unary(op, call, x.value(), a, b);
-  std::vector<Tensor> saved;
+  std::vector<Saved> saved;
   if (op != UnaryOp::affine) saved.push_back(unary_saves_output(op) ? y : x.value());
   return record(name, {x}, std::move(y), std::move(saved),
                 [op, a](const Backward& ctx) -> Gradients {
                   const Tensor none;
                   const Tensor& s = op == UnaryOp::affine ? none : ctx.saved(0);
                   return {ops::unary_backward(op, s, ctx.dy(), a)};
+                });
+}
+
+Variable rows_by(const char* name, const Variable& x, const Variable& r, const RowFactor& factor) {
+  return record(name, {x, r}, ops::scale_rows(x.value(), r.value(), factor), {x.value(), r.value()},
+                [factor](const Backward& ctx) -> Gradients {
+                  auto g = ops::scale_rows_backward(ctx.saved(0), ctx.saved(1), ctx.dy(),
+                                                    ctx.needs(0), ctx.needs(1), factor);
+                  return {g.dx, g.dr};
                 });
 }
 
@@ -93,8 +102,9 @@ Variable pow(const Variable& x, double exponent) {
   return unary(UnaryOp::power, "pow", "pow(x, exponent)", x, exponent);
 }
 Variable sigmoid(const Variable& x) { return unary(UnaryOp::sigmoid, "sigmoid", "sigmoid(x)", x); }
-Variable log_sigmoid(const Variable& x) {
-  return unary(UnaryOp::log_sigmoid, "log_sigmoid", "log_sigmoid(x)", x);
+Variable log_sigmoid(const Variable& x) { return log_sigmoid(x, 1); }
+Variable log_sigmoid(const Variable& x, double factor) {
+  return unary(UnaryOp::log_sigmoid, "log_sigmoid", "log_sigmoid(x)", x, factor);
 }
 Variable tanh(const Variable& x) { return unary(UnaryOp::tanh, "tanh", "tanh(x)", x); }
 Variable gelu(const Variable& x) { return unary(UnaryOp::gelu, "gelu", "gelu(x)", x); }
@@ -113,12 +123,10 @@ Variable swiglu(const Variable& gate, const Variable& up) {
 }
 
 Variable scale_rows(const Variable& x, const Variable& r) {
-  return record("scale_rows", {x, r}, ops::scale_rows(x.value(), r.value()), {x.value(), r.value()},
-                [](const Backward& ctx) -> Gradients {
-                  auto g = ops::scale_rows_backward(ctx.saved(0), ctx.saved(1), ctx.dy(),
-                                                    ctx.needs(0), ctx.needs(1));
-                  return {g.dx, g.dr};
-                });
+  return rows_by("scale_rows", x, r, {});
+}
+Variable open_rows(const Variable& x, const Variable& z, double a, double b) {
+  return rows_by("open_rows", x, z, {.gated = true, .a = a, .b = b});
 }
 
 Variable key_shift(const Variable& x, const Variable& any_mu) {
@@ -126,7 +134,7 @@ Variable key_shift(const Variable& x, const Variable& any_mu) {
   return record("key_shift", {x, mu}, ops::key_shift(x.value(), mu.value()),
                 {x.value(), mu.value()}, [](const Backward& ctx) -> Gradients {
                   auto g = ops::key_shift_backward(ctx.saved(0), ctx.saved(1), ctx.dy(),
-                                                   ctx.needs(0), ctx.needs(1));
+                                                   ctx.needs(0), ctx.needs(1), ctx.sum(0));
                   return {g.dx, g.dmu};
                 });
 }

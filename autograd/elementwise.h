@@ -27,8 +27,9 @@ Variable square(const Variable& x);
 /// x^exponent.
 Variable pow(const Variable& x, double exponent);
 Variable sigmoid(const Variable& x);
-/// log σ(x).
+/// log σ(x), or factor·log σ(x).
 Variable log_sigmoid(const Variable& x);
+Variable log_sigmoid(const Variable& x, double factor);
 Variable tanh(const Variable& x);
 /// The tanh form (Hendrycks & Gimpel, arXiv:1606.08415).
 Variable gelu(const Variable& x);
@@ -43,6 +44,8 @@ Variable softplus(const Variable& x);
 Variable swiglu(const Variable& gate, const Variable& up);
 /// x [M, D] with row m times r[m]; r has the dtype of x, or f32 beside bf16. Saves both.
 Variable scale_rows(const Variable& x, const Variable& r);
+/// x [M, D] with row m times a·σ(z[m]) + b; z as r of scale_rows. Saves both.
+Variable open_rows(const Variable& x, const Variable& z, double a, double b);
 /// x_t + mu ⊙ x_{t−1}, zero before the start: x [B, T, C], mu [C]. Saves both.
 Variable key_shift(const Variable& x, const Variable& mu);
 

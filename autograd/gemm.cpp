@@ -28,7 +28,7 @@ Tensor factor_gradient(const Tensor& like, bool trans, const Tensor& left, const
 Variable linear(const Variable& x, const Variable& weight, const Variable& bias) {
   const Tensor w = value_beside(weight, x);
   return record("linear", {x, weight, bias}, ops::linear(x.value(), w, value_beside(bias, x)),
-                {x.value(), w}, [dtype = weight.dtype()](const Backward& ctx) -> Gradients {
+                {x, w}, [dtype = weight.dtype()](const Backward& ctx) -> Gradients {
                   const Tensor& dy = ctx.dy();
                   Gradients g(3);
                   if (const Tensor* sum = ctx.sum(0)) {
@@ -44,7 +44,7 @@ Variable linear(const Variable& x, const Variable& weight, const Variable& bias)
 
 Variable wide_linear(const Variable& x, const Variable& weight) {
   return record("wide_linear", {x, weight}, ops::wide_linear(x.value(), weight.value()),
-                {x.value(), weight.value()}, [](const Backward& ctx) -> Gradients {
+                {x, weight.value()}, [](const Backward& ctx) -> Gradients {
                   const auto g = ops::wide_linear_backward(ctx.saved(0), ctx.saved(1), ctx.dy(),
                                                            ctx.needs(0), ctx.needs(1), ctx.sum(0));
                   return {g.dx, g.dweight};

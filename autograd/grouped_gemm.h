@@ -15,8 +15,8 @@ Variable grouped_linear(const Variable& x, const Variable& weight, const PackedR
 /// undefined). Saves y, weight and the rows.
 Variable grouped_combine(const Variable& y, const Variable& weight, const PackedRows& rows,
                          const Variable& base = {});
-/// The same with a base that nobody needs afterwards: where no history is recorded, the result
-/// takes its memory.
+/// The same with a base that nobody needs afterwards: the result takes its memory, unless a
+/// function has saved it.
 Variable grouped_combine(const Variable& y, const Variable& weight, const PackedRows& rows,
                          Variable&& base);
 

@@ -9,7 +9,7 @@ namespace {
 Variable record_softmax(SoftmaxOp op, const char* name, const Variable& x) {
   const bool from_x = op != SoftmaxOp::softmax;
   auto fwd = ops::softmax_forward(op, x.value(), from_x && will_record({x}));
-  std::vector<Tensor> saved{from_x ? x.value() : Tensor(), from_x ? Tensor() : fwd.y, fwd.lse};
+  std::vector<Saved> saved{from_x ? x.value() : Tensor(), from_x ? Tensor() : fwd.y, fwd.lse};
   return record(
       name, {x}, std::move(fwd.y), std::move(saved), [op](const Backward& ctx) -> Gradients {
         return {ops::softmax_backward(op, ctx.saved(0), ctx.saved(1), ctx.saved(2), ctx.dy())};

@@ -62,11 +62,6 @@ class Node {
     Meta meta;
     bool needed() const { return producer || leaf; }
   };
-  struct Saved {
-    Tensor tensor;
-    std::uint64_t version = 0;
-  };
-
   Node() = default;
   Node(const Node&) = delete;
   Node& operator=(const Node&) = delete;
@@ -102,6 +97,14 @@ class Node {
 /// The only friend of Variable: makes nodes and walks them.
 class Tape {
  public:
+  static std::shared_ptr<const Recipe> recipe_of(const Variable& x) { return x.state_->recipe; }
+  static Variable with_recipe(const Variable& x, std::shared_ptr<const Recipe> recipe) {
+    Variable out;
+    out.state_ = std::make_shared<Variable::State>(*x.state_);
+    out.state_->recipe = std::move(recipe);
+    return out;
+  }
+
   static Node::Edge edge_of(const Variable& v) {
     Node::Edge edge;
     if (!v.defined()) return edge;
@@ -113,7 +116,7 @@ class Tape {
   }
 
   static std::vector<Variable> record(const char* name, const std::vector<Variable>& inputs,
-                                      std::vector<Tensor> outputs, std::vector<Tensor> saved,
+                                      std::vector<Tensor> outputs, std::vector<Saved> saved,
                                       BackwardFn backward) {
     std::shared_ptr<Node> node;
     if (will_record(inputs)) {
@@ -123,10 +126,7 @@ class Tape {
       node->backward = std::move(backward);
       for (const Variable& input : inputs) node->edges.push_back(edge_of(input));
       for (const Tensor& t : outputs) node->outputs.push_back(meta_of(t));
-      for (Tensor& t : saved) {
-        const std::uint64_t version = t.version();
-        node->saved.push_back({std::move(t), version});
-      }
+      node->saved = std::move(saved);
       node->dys.resize(outputs.size());
     }
     std::vector<Variable> variables;
@@ -188,9 +188,9 @@ class Tape {
 
   void run(Node& node) {
     for (std::size_t i = 0; i < node.saved.size(); ++i) {
-      if (node.saved[i].tensor.version() != node.saved[i].version) {
+      if (const Tensor* changed = node.saved[i].changed()) {
         throw AutogradError(std::string(node.name) + ": saved tensor " + std::to_string(i) + " (" +
-                            proteus::describe(node.saved[i].tensor) +
+                            proteus::describe(*changed) +
                             ") was changed in place after the forward pass; change a clone");
       }
     }
@@ -215,6 +215,30 @@ class Tape {
   std::priority_queue<std::shared_ptr<Node>, std::vector<std::shared_ptr<Node>>, Older> queue_;
 };
 
+Saved::Saved(const Variable& x) : recipe_(Tape::recipe_of(x)) {
+  if (!recipe_) *this = Saved(x.value());
+}
+
+const Tensor& Saved::get() {
+  if (recipe_ && !tensor_.defined()) tensor_ = recipe_->make(recipe_->from);
+  return tensor_;
+}
+
+const Tensor* Saved::changed() const {
+  if (!recipe_) return version_of(tensor_) == version_ ? nullptr : &tensor_;
+  for (std::size_t i = 0; i < recipe_->from.size(); ++i) {
+    if (recipe_->from[i].version() != recipe_->versions[i]) return &recipe_->from[i];
+  }
+  return nullptr;
+}
+
+Variable made_again(const Variable& x, std::vector<Tensor> from,
+                    std::function<Tensor(const std::vector<Tensor>&)> make) {
+  Recipe recipe{std::move(from), {}, std::move(make)};
+  for (const Tensor& t : recipe.from) recipe.versions.push_back(t.version());
+  return Tape::with_recipe(x, std::make_shared<const Recipe>(std::move(recipe)));
+}
+
 const Tensor& Backward::dy(int output) const {
   Tensor& g = dys_[static_cast<std::size_t>(output)];
   if (!g.defined()) {
@@ -225,8 +249,10 @@ const Tensor& Backward::dy(int output) const {
 }
 
 const Tensor& Backward::saved(int i) const {
-  return node_.saved[static_cast<std::size_t>(i)].tensor;
+  return node_.saved[static_cast<std::size_t>(i)].get();
 }
+
+void Backward::release(int i) const { node_.saved[static_cast<std::size_t>(i)].release(); }
 
 bool Backward::needs(int input) const {
   return node_.edges[static_cast<std::size_t>(input)].needed();
@@ -244,13 +270,13 @@ const Tensor* Backward::sum(int input) const {
 }
 
 std::vector<Variable> record(const char* name, const std::vector<Variable>& inputs,
-                             std::vector<Tensor> outputs, std::vector<Tensor> saved,
+                             std::vector<Tensor> outputs, std::vector<Saved> saved,
                              BackwardFn backward) {
   return Tape::record(name, inputs, std::move(outputs), std::move(saved), std::move(backward));
 }
 
 Variable record(const char* name, const std::vector<Variable>& inputs, Tensor output,
-                std::vector<Tensor> saved, BackwardFn backward) {
+                std::vector<Saved> saved, BackwardFn backward) {
   std::vector<Tensor> outputs;
   outputs.push_back(std::move(output));
   return Tape::record(name, inputs, std::move(outputs), std::move(saved), std::move(backward))[0];

@@ -17,6 +17,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "autograd/variable.h"
@@ -26,15 +28,46 @@ namespace proteus {
 /// One per input, in order; an undefined tensor means "no gradient" (zero).
 using Gradients = std::vector<Tensor>;
 
+/// How a value is made again: from tensors that are kept in its place.
+struct Recipe {
+  std::vector<Tensor> from;
+  std::vector<std::uint64_t> versions;  // of `from`, when it was written
+  std::function<Tensor(const std::vector<Tensor>&)> make;
+};
+
+/// What a backward function will read: a tensor, or a variable's value, which is made again if it
+/// can be (made_again).
+class Saved {
+ public:
+  Saved(Tensor tensor) : tensor_(std::move(tensor)), version_(version_of(tensor_)) {}  // NOLINT
+  Saved(const Variable& x);                                                            // NOLINT
+
+  /// The tensor, made now where that has to be.
+  const Tensor& get();
+  /// Frees it; one that is made again may be asked for again.
+  void release() { tensor_ = {}; }
+  /// What was changed in place since it was saved; null if nothing was.
+  const Tensor* changed() const;
+
+ private:
+  static std::uint64_t version_of(const Tensor& t) { return t.defined() ? t.version() : 0; }
+
+  Tensor tensor_;
+  std::uint64_t version_ = 0;
+  std::shared_ptr<const Recipe> recipe_;
+};
+
 /// What a backward lambda sees.
 class Backward {
  public:
-  Backward(const Node& node, std::vector<Tensor>& dys) : node_(node), dys_(dys) {}
+  Backward(Node& node, std::vector<Tensor>& dys) : node_(node), dys_(dys) {}
 
   /// Gradient of an output; zeros if nothing flowed into it.
   const Tensor& dy(int output = 0) const;
   bool has_dy(int output) const { return dys_[static_cast<std::size_t>(output)].defined(); }
   const Tensor& saved(int i) const;
+  /// Saved tensor i is not read any more: its memory may go before the function is over.
+  void release(int i) const;
   /// Whether the gradient of an input is wanted at all; if not, return {} for it.
   bool needs(int input) const;
   /// What other functions have already sent to an input, for a kernel that can add to it in place;
@@ -42,7 +75,7 @@ class Backward {
   const Tensor* sum(int input) const;
 
  private:
-  const Node& node_;
+  Node& node_;
   std::vector<Tensor>& dys_;
 };
 
@@ -52,10 +85,15 @@ using BackwardFn = std::function<Gradients(const Backward&)>;
 /// recorded; otherwise `saved` and `backward` are dropped at once. Undefined inputs are allowed
 /// (optional arguments) and get no gradient.
 Variable record(const char* name, const std::vector<Variable>& inputs, Tensor output,
-                std::vector<Tensor> saved, BackwardFn backward);
+                std::vector<Saved> saved, BackwardFn backward);
 std::vector<Variable> record(const char* name, const std::vector<Variable>& inputs,
-                             std::vector<Tensor> outputs, std::vector<Tensor> saved,
+                             std::vector<Tensor> outputs, std::vector<Saved> saved,
                              BackwardFn backward);
+/// x, of which functions that save the variable (as `Saved(x)`) keep `from` instead, and make the
+/// value again whenever their backward passes read it: for one that is large and cheap to make.
+/// make(from) must be x's value bit for bit.
+Variable made_again(const Variable& x, std::vector<Tensor> from,
+                    std::function<Tensor(const std::vector<Tensor>&)> make);
 /// Whether record() would keep a node for these inputs: forward functions ask it to skip what only
 /// a backward pass needs.
 bool will_record(const std::vector<Variable>& inputs);

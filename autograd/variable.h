@@ -8,6 +8,7 @@
 namespace proteus {
 
 class Node;
+struct Recipe;
 
 /// Where the gradients of a leaf are summed.
 struct Leaf {
@@ -66,9 +67,10 @@ class Variable {
   struct State {
     Tensor value;
     Rounded rounded;
-    std::shared_ptr<Leaf> leaf;      // set for leaves that require a gradient
-    std::shared_ptr<Node> producer;  // set for computed variables with a history
-    int output = 0;                  // which output of the producer
+    std::shared_ptr<Leaf> leaf;            // set for leaves that require a gradient
+    std::shared_ptr<Node> producer;        // set for computed variables with a history
+    int output = 0;                        // which output of the producer
+    std::shared_ptr<const Recipe> recipe;  // of what is saved in place of the value
   };
   std::shared_ptr<State> state_;
 };

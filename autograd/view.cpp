@@ -16,6 +16,27 @@ Variable slice(const Variable& x, int dim, std::int64_t begin, std::int64_t end)
                 });
 }
 
+std::vector<Variable> split(const Variable& x, int dim, int parts) {
+  const int at = checked_dim("split(x, dim, parts)", dim, x.value().rank());
+  if (parts < 1 || x.size(at) % parts != 0) {
+    throw ShapeError("split(x, dim, parts): parts: expected a divisor of " +
+                     std::to_string(x.size(at)) + " (= x.shape[" + std::to_string(at) + "]), got " +
+                     std::to_string(parts));
+  }
+  const std::int64_t size = x.size(at) / parts;
+  std::vector<Tensor> views;
+  for (int i = 0; i < parts; ++i) views.push_back(x.value().slice(at, i * size, (i + 1) * size));
+  return record("split", {x}, std::move(views), {},
+                [shape = x.shape(), at, size, parts](const Backward& ctx) -> Gradients {
+                  const Tensor& first = ctx.dy();
+                  const Tensor dx = Tensor::empty(shape, first.dtype(), first.device());
+                  for (int i = 0; i < parts; ++i) {
+                    dx.slice(at, i * size, (i + 1) * size).copy_(ctx.dy(i));
+                  }
+                  return {dx};
+                });
+}
+
 Variable concat(const std::vector<Variable>& parts, int dim) {
   const std::string call = "concat(parts, dim)";
   if (parts.empty()) throw ShapeError(call + ": parts: expected at least one, got none");

@@ -11,6 +11,8 @@ namespace proteus {
 
 /// Elements [begin, end) of a dimension.
 Variable slice(const Variable& x, int dim, std::int64_t begin, std::int64_t end);
+/// Equal parts along a dimension, without a copy; their gradients are written side by side.
+std::vector<Variable> split(const Variable& x, int dim, int parts);
 /// The parts one after the other along a dimension; their other sizes must be equal. Copies.
 Variable concat(const std::vector<Variable>& parts, int dim);
 /// One size may be -1.

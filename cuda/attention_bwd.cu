@@ -385,18 +385,18 @@ void run(const AttentionBwd& a) {
   prepared.compute(a);
   prepared.sinks(a);
   const Stats stats{prepared.lse(), prepared.delta(), recorded_streams()};
+  if (a.dq.data) {
+    const Tiles tiles(p, TileOf::queries, kTile<kD>);
+    launch_shared<QueryShared<kD>>("attention_bwd: mma, queries",
+                                   backward_queries<kD, kBias, kDropout>, tiles.grid(), kThreads, a,
+                                   tiles.list(), stats);
+  }
   if (a.dk.data || a.dv.data || a.dkey_bias) {
     const Tiles tiles(p, TileOf::keys, kTile<kD>);
     const AnchorGradient far(a, prepared);
     launch_shared<KeyShared<kD>>("attention_bwd: mma, keys", backward_keys<kD, kBias, kDropout>,
                                  tiles.grid(), kThreads, far.rest(a), tiles.list(), stats,
                                  far.sums());
-  }
-  if (a.dq.data) {
-    const Tiles tiles(p, TileOf::queries, kTile<kD>);
-    launch_shared<QueryShared<kD>>("attention_bwd: mma, queries",
-                                   backward_queries<kD, kBias, kDropout>, tiles.grid(), kThreads, a,
-                                   tiles.list(), stats);
   }
 }
 

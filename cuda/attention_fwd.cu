@@ -1,7 +1,7 @@
 // The forward kernel for bf16 on tensor cores (mma.sync, sm_80 and later). A block has a tile of
-// queries, 32 for each of its warps, and walks the key tiles that they see; while one is computed
-// with, the next one's K and V are on their way (cp.async). Scores, softmax and output stay in
-// registers: S = Q·Kᵀ comes out of the tensor cores in the layout in which P·V takes it in.
+// queries, 16 or 32 for each of its warps, and walks the key tiles that they see; while one is
+// computed with, the next one's K and V are on their way (cp.async). Scores, softmax and output
+// stay in registers: S = Q·Kᵀ comes out of the tensor cores in the layout in which P·V takes it in.
 #include "cuda/attention_draws.cuh"
 #include "cuda/attention_rungs.h"
 #include "cuda/attention_softmax.cuh"
@@ -10,22 +10,25 @@
 namespace proteus::cuda {
 namespace {
 
-constexpr int kBlocks = 2;           // of 16 queries per warp: each B block feeds two products
-constexpr int kRows = 16 * kBlocks;  // queries per warp
+/// Queries per warp, by blocks of 16. With two, each B block feeds two products; with one,
+/// registers suffice for twice as many warps, and fewer of a tile's keys lie outside of a query's
+/// window.
+template <int kBlocks>
+constexpr int kRows = 16 * kBlocks;
 constexpr int kStages = 2;
 /// Keys per tile: at width 128 the output leaves few registers for scores.
 template <int kD>
 constexpr int kKeys = kD <= 64 ? 64 : 32;
 
-template <int kD, int kWarps>
+template <int kD, int kWarps, int kBlocks>
 struct Shared {
-  alignas(128) bf16 q[kWarps * kRows * kD];
+  alignas(128) bf16 q[kWarps * kRows<kBlocks> * kD];
   alignas(128) bf16 k[kStages][kKeys<kD> * kD];
   alignas(128) bf16 v[kStages][kKeys<kD> * kD];
 };
 
 /// Scores to units of log₂, with the keys' bias.
-template <int kColumns>
+template <int kBlocks, int kColumns>
 __device__ void add_bias(Accumulator<kBlocks, kColumns>& s, const float* bias, int keys,
                          float scale) {
 #pragma unroll
@@ -44,7 +47,7 @@ __device__ void add_bias(Accumulator<kBlocks, kColumns>& s, const float* bias, i
 }
 
 /// Multiplies the weights by 0 or 1/(1 − p).
-template <int kColumns>
+template <int kBlocks, int kColumns>
 __device__ void drop(Accumulator<kBlocks, kColumns>& s, const Draws& dropout, std::int64_t slot,
                      int first) {
 #pragma unroll
@@ -63,15 +66,15 @@ __device__ void drop(Accumulator<kBlocks, kColumns>& s, const Draws& dropout, st
 }
 
 /// One tile of queries.
-template <int kD, int kWarps, bool kBias, bool kDropout>
+template <int kD, int kWarps, int kBlocks, bool kBias, bool kDropout>
 __device__ void forward_tile(const AttentionFwd& a, const Tile& t, const std::uint64_t* later,
-                             Shared<kD, kWarps>& shared) {
+                             Shared<kD, kWarps, kBlocks>& shared) {
   constexpr int kThreads = kWarps * kWarp;
   const AttentionProblem& p = a.problem;
   const int anchors = anchors_of(p);
   const KeyWalk walk(tile_sight(p, t), anchors, kKeys<kD>);
-  const int first = warp_id() * kRows;
-  const WarpQueries w(p, t, first, kRows);
+  const int first = warp_id() * kRows<kBlocks>;
+  const WarpQueries w(p, t, first, kRows<kBlocks>);
   const float scale = static_cast<float>(p.scale) * kLog2E;
   const auto load_keys = [&](int tile, int stage) {
     if (tile < walk.end) {
@@ -84,7 +87,7 @@ __device__ void forward_tile(const AttentionFwd& a, const Tile& t, const std::ui
     }
     commit_copies();
   };
-  load_tile<kWarps * kRows, kD, kThreads>(
+  load_tile<kWarps * kRows<kBlocks>, kD, kThreads>(
       shared.q, row_of<bf16>(p.q, t.s.head, t.s.q_row + t.first), p.q.row_stride, t.count);
   commit_copies();
   int tile = walk.first();
@@ -124,35 +127,43 @@ __device__ void forward_tile(const AttentionFwd& a, const Tile& t, const std::ui
   __syncthreads();
 }
 
-template <int kD, int kWarps, bool kBias, bool kDropout>
-__global__ void __launch_bounds__(kWarps* kWarp, kDropout ? 1 : 8 / kWarps)
+template <int kD, int kWarps, int kBlocks, bool kBias, bool kDropout>
+__global__ void __launch_bounds__(kWarps* kWarp, kDropout ? 1 : 16 / kWarps / kBlocks)
     forward(const AttentionFwd a, const TileList tiles, const std::uint64_t* later) {
-  auto& shared = dynamic_shared<Shared<kD, kWarps>>();
-  for_tiles<TileOf::queries>(a.problem, tiles, kWarps * kRows, [&](const Tile& t) {
-    forward_tile<kD, kWarps, kBias, kDropout>(a, t, later, shared);
+  auto& shared = dynamic_shared<Shared<kD, kWarps, kBlocks>>();
+  for_tiles<TileOf::queries>(a.problem, tiles, kWarps * kRows<kBlocks>, [&](const Tile& t) {
+    forward_tile<kD, kWarps, kBlocks, kBias, kDropout>(a, t, later, shared);
   });
 }
 
-template <int kD, int kWarps>
+template <int kD, int kBlocks, bool kBias, bool kDropout>
 void run(const AttentionFwd& a) {
   const AttentionProblem& p = a.problem;
-  const Tiles tiles(p, TileOf::queries, kWarps * kRows);
-  const auto go = [&](auto kernel) {
-    launch_shared<Shared<kD, kWarps>>("attention_fwd: mma", kernel, tiles.grid(), kWarps * kWarp, a,
-                                      tiles.list(), recorded_streams());
+  const auto go = [&](auto warps) {
+    constexpr int kWarps = decltype(warps)::value;
+    const Tiles tiles(p, TileOf::queries, kWarps * kRows<kBlocks>);
+    launch_shared<Shared<kD, kWarps, kBlocks>>(
+        "attention_fwd: mma", forward<kD, kWarps, kBlocks, kBias, kDropout>, tiles.grid(),
+        kWarps * kWarp, a, tiles.list(), recorded_streams());
   };
-  if (p.dropout > 0) {
-    p.key_bias ? go(forward<kD, kWarps, true, true>) : go(forward<kD, kWarps, false, true>);
+  // Short segments would leave most of a large tile empty.
+  const std::int64_t mean = p.queries / std::max<std::int64_t>(1, p.segment_count);
+  if (mean > 2 * kRows<kBlocks>) {
+    go(std::integral_constant<int, 4>{});
   } else {
-    p.key_bias ? go(forward<kD, kWarps, true, false>) : go(forward<kD, kWarps, false, false>);
+    go(std::integral_constant<int, 2>{});
   }
 }
 
-// Short segments would leave most of a large tile empty.
+// A key bias is that of routed heads, which have windows.
 template <int kD>
 void run_width(const AttentionFwd& a) {
-  const std::int64_t mean = a.problem.queries / std::max<std::int64_t>(1, a.problem.segment_count);
-  mean > 2 * kRows ? run<kD, 4>(a) : run<kD, 2>(a);
+  const bool bias = a.problem.key_bias != nullptr;
+  if (a.problem.dropout > 0) {
+    bias ? run<kD, 2, true, true>(a) : run<kD, 2, false, true>(a);
+  } else {
+    bias ? run<kD, kD <= 64 ? 1 : 2, true, false>(a) : run<kD, 2, false, false>(a);
+  }
 }
 
 }  // namespace

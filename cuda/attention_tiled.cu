@@ -318,15 +318,15 @@ void run(const AttentionBwd& a) {
   prepared.compute(a);
   prepared.sinks(a);
   const Stats stats{prepared.lse(), prepared.delta()};
-  if (a.dk.data || a.dv.data || a.dkey_bias) {
-    const Tiles tiles(a.problem, TileOf::keys, kRows);
-    launch_shared<BackwardShared<kD>>("attention_bwd: tiled, keys", backward_keys<kD>, tiles.grid(),
-                                      kThreads, a, tiles.list(), stats);
-  }
   if (a.dq.data) {
     const Tiles tiles(a.problem, TileOf::queries, kRows);
     launch_shared<BackwardShared<kD>>("attention_bwd: tiled, queries", backward_queries<kD>,
                                       tiles.grid(), kThreads, a, tiles.list(), stats);
+  }
+  if (a.dk.data || a.dv.data || a.dkey_bias) {
+    const Tiles tiles(a.problem, TileOf::keys, kRows);
+    launch_shared<BackwardShared<kD>>("attention_bwd: tiled, keys", backward_keys<kD>, tiles.grid(),
+                                      kThreads, a, tiles.list(), stats);
   }
 }
 

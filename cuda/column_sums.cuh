@@ -71,6 +71,17 @@ struct LoadPartial {
   }
 };
 
+/// finish(a, 0, c, sums) of partial [A, chunks, K, C], the sums of the chunks in their order.
+template <class S, int K, class Finish>
+void sum_chunks(const char* name, std::int64_t A, std::int64_t chunks, std::int64_t C,
+                const S* partial, Finish finish) {
+  const std::int64_t tiles = ceil_div(C, kColumnTile);
+  using Load = LoadPartial<S, K>;
+  launch(name, column_sums_kernel<S, K, kChunkLanes, Load, Finish>,
+         static_cast<unsigned>(A * tiles), dim3(kColumnTile, kChunkLanes), 0, chunks, C, tiles,
+         chunks, Load{partial, chunks, C}, finish);
+}
+
 /// For every matrix a and column c: finish(a, 0, c, sums), sums[k] = Σ_r term(a, r, c)_k in S.
 /// Every (a, r, c) is visited once; R, C and A are positive.
 template <class S, int K, class Term, class Finish>
@@ -93,12 +104,9 @@ void column_sums(const char* name, std::int64_t A, std::int64_t R, std::int64_t 
   const Storage memory = scratch(static_cast<std::size_t>(A * chunks * K * C) * sizeof(S));
   S* partial = static_cast<S*>(memory.data());
   using Store = StorePartial<S, K>;
-  using Load = LoadPartial<S, K>;
   launch(name, column_sums_kernel<S, K, kRowLanes, Term, Store>, grid, block, 0, R, C, tiles,
          rows_each, term, Store{partial, chunks, C});
-  launch(name, column_sums_kernel<S, K, kChunkLanes, Load, Finish>, blocks,
-         dim3(kColumnTile, kChunkLanes), 0, chunks, C, tiles, chunks, Load{partial, chunks, C},
-         finish);
+  sum_chunks<S, K>(name, A, chunks, C, partial, finish);
 }
 
 }  // namespace proteus::cuda

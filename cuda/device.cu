@@ -136,6 +136,12 @@ QueueHooks queue_hooks() {
     static_cast<const Graph*>(graph)->replay(streams);
   };
   hooks.forget_recording = [](void* graph) { delete static_cast<Graph*>(graph); };
+  hooks.open_branch = []() -> int {
+    Graph* graph = Graph::recording();
+    return graph ? graph->open_branch() : QueueHooks::kNoBranch;
+  };
+  hooks.leave_branch = [](int branch) { Graph::recording()->leave_branch(branch); };
+  hooks.join_branch = [](int branch) { Graph::recording()->join_branch(branch); };
   return hooks;
 }
 

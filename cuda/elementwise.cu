@@ -35,7 +35,7 @@ struct Unary {
     if constexpr (op == UnaryOp::square) return x * x;
     if constexpr (op == UnaryOp::power) return std::pow(x, static_cast<A>(a));
     if constexpr (op == UnaryOp::sigmoid) return vmath::sigmoid(x);
-    if constexpr (op == UnaryOp::log_sigmoid) return vmath::log_sigmoid(x);
+    if constexpr (op == UnaryOp::log_sigmoid) return static_cast<A>(a) * vmath::log_sigmoid(x);
     if constexpr (op == UnaryOp::tanh) return vmath::tanh(x);
     if constexpr (op == UnaryOp::gelu) return gelu_value(x);
     if constexpr (op == UnaryOp::silu) return x * vmath::sigmoid(x);
@@ -65,7 +65,7 @@ struct UnaryGrad {
       return a == 0 ? A(0) : g * static_cast<A>(a) * std::pow(s, static_cast<A>(a) - A(1));
     }
     if constexpr (op == UnaryOp::sigmoid) return g * vmath::sigmoid(s) * vmath::sigmoid(-s);
-    if constexpr (op == UnaryOp::log_sigmoid) return g * vmath::sigmoid(-s);
+    if constexpr (op == UnaryOp::log_sigmoid) return static_cast<A>(a) * g * vmath::sigmoid(-s);
     if constexpr (op == UnaryOp::tanh) {  // 1 − tanh² x = 4·σ(2x)·σ(−2x)
       return A(4) * g * vmath::sigmoid(s + s) * vmath::sigmoid(-s - s);
     }

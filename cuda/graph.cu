@@ -51,6 +51,39 @@ Graph::Graph()
   current = this;
 }
 
+int Graph::open_branch() {
+  std::size_t i = 0;
+  while (i < sides_.size() && sides_[i]->open) ++i;
+  if (i == sides_.size()) sides_.push_back(std::make_unique<Side>());
+  sides_[i]->open.emplace(sides_[i]->stream);
+  ++open_;
+  return static_cast<int>(i);
+}
+
+void Graph::leave_branch(int branch) { sides_[static_cast<std::size_t>(branch)]->open->leave(); }
+
+void Graph::join_branch(int branch) {
+  Side& side = *sides_[static_cast<std::size_t>(branch)];
+  side.open->join();
+  side.open.reset();
+  if (--open_ > 0) return;
+  std::lock_guard lock(arenas().mutex);
+  free_held();
+}
+
+void Graph::free(void* p) {
+  if (open_ > 0) {
+    held_.push_back(p);
+  } else {
+    arena_->free(p);
+  }
+}
+
+void Graph::free_held() {
+  for (void* p : held_) arena_->free(p);
+  held_.clear();
+}
+
 void Graph::end_capture(cudaGraph_t* graph) {
   current = nullptr;
   const cudaError_t status = cudaStreamEndCapture(stream_, graph);
@@ -86,6 +119,7 @@ Graph::~Graph() {
   cudaDeviceSynchronize();  // a replay may still run
   if (exec_) cudaGraphExecDestroy(exec_);
   std::lock_guard lock(arenas().mutex);
+  free_held();
   arena_->free(streams_);
   if (arena_->live() == 0) std::erase(arenas().all, arena_);
   cudaGetLastError();
@@ -97,6 +131,10 @@ bool free_recorded(void* p) {
   const auto found =
       std::find_if(all.begin(), all.end(), [&](const auto& arena) { return arena->owns(p); });
   if (found == all.end()) return false;
+  if (current && current->owns(**found)) {
+    current->free(p);
+    return true;
+  }
   (*found)->free(p);
   // The last block of a graph that is gone.
   if ((*found)->live() == 0 && found->use_count() == 1) all.erase(found);

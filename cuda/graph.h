@@ -7,9 +7,11 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "cuda/arena.h"
+#include "cuda/stream.h"
 
 namespace proteus::cuda {
 
@@ -28,6 +30,13 @@ class Graph {
   /// `streams`.
   void replay(std::uint64_t streams) const;
 
+  /// What is queued between open_branch() and leave_branch() runs beside what comes next, until
+  /// join_branch(). While a branch is not joined, memory that is freed is not given out again: the
+  /// other side may still use it.
+  int open_branch();
+  void leave_branch(int branch);
+  void join_branch(int branch);
+
   /// The graph that this thread records, or null.
   static Graph* recording();
   void* allocate(std::size_t bytes) { return arena_->allocate(bytes); }
@@ -35,13 +44,26 @@ class Graph {
   void free_later(void* p) { later_.push_back(p); }
   const std::uint64_t* streams() const { return streams_; }
 
+  bool owns(const Arena& arena) const { return arena_.get() == &arena; }
+  /// Gives back a block of the graph's memory.
+  void free(void* p);
+
  private:
+  struct Side {
+    Stream stream;
+    std::optional<StreamBranch> open;
+  };
+
   void end_capture(cudaGraph_t* graph);
+  void free_held();
 
   int device_;
   cudaStream_t stream_;
   std::shared_ptr<Arena> arena_;
   std::vector<void*> later_;
+  std::vector<std::unique_ptr<Side>> sides_;
+  int open_ = 0;                      // branches that are not joined
+  std::vector<void*> held_;           // freed while there were any
   std::uint64_t* streams_ = nullptr;  // on the device
   cudaGraphExec_t exec_ = nullptr;
 };

@@ -1,17 +1,16 @@
 // Products of packed rows on a GPU (tensor/ops/grouped_gemm.h). Which rows a block works on is read
 // from the offsets on the device: the host never waits for them. Nothing is added atomically.
 //   gather   a block is up to kRows rows of one group × 64 columns
-//   scatter  a block owns a stretch of tokens × 64 columns and goes through the groups in order;
-//            in bf16 mostly with its sums in shared memory (cuda/grouped_scatter.cu)
+//   scatter  a block owns a stretch of tokens × 64 columns and goes through the groups in order
 //   weight   a block is a tile of one group's matrix, high along the wider of its two sides, and
-//   goes
-//            through that group's rows in order, or through one of several parts of them, which are
-//            then added in order
+//            goes through that group's rows in order, or through one of several parts of them,
+//            which are then added in order
+// In bf16 Hopper has kernels of its own (cuda/grouped_hopper.h).
 #include <algorithm>
-#include <cub/block/block_scan.cuh>
 #include <utility>
 
-#include "cuda/grouped_scatter.h"
+#include "cuda/grouped_hopper.h"
+#include "cuda/grouped_plan.h"
 #include "cuda/grouped_tiles.cuh"
 #include "cuda/kernels.h"
 #include "tensor/ops/grouped_gemm.h"
@@ -20,9 +19,6 @@ namespace proteus::cuda {
 namespace {
 
 constexpr std::int64_t kManyBlocks = 264;  // two for each multiprocessor of a large GPU
-constexpr int kPlanThreads = 1024;
-constexpr std::int64_t kCacheBytes = 32 << 20;  // of rows that are read several times
-constexpr std::int64_t kManyRows = 1 << 15;     // for which tiles may be twice as high
 
 template <class T>
 __device__ T& dynamic_shared() {
@@ -59,94 +55,35 @@ __device__ void multiply_by_group(const Args& a, const RowMatrix<typename Tile::
   }
 }
 
-// first_tile [groups + 1]: tiles of up to kRows rows in the groups before.
-__global__ void plan_tiles_kernel(const std::int32_t* offsets, std::int64_t stride,
-                                  std::int64_t groups, int rows_of_tile, std::int32_t* first_tile) {
-  using Scan = cub::BlockScan<std::int32_t, kPlanThreads>;
-  __shared__ typename Scan::TempStorage space;
-  std::int32_t before = 0;
-  for (std::int64_t base = 0; base < groups; base += kPlanThreads) {
-    const std::int64_t g = base + threadIdx.x;
-    std::int32_t tiles = 0;
-    if (g < groups) {
-      tiles = (offsets[(g + 1) * stride] - offsets[g * stride] + rows_of_tile - 1) / rows_of_tile;
-    }
-    std::int32_t first = 0;
-    std::int32_t all = 0;
-    Scan(space).ExclusiveSum(tiles, first, all);
-    if (g < groups) first_tile[g] = before + first;
-    before += all;
-    __syncthreads();
-  }
-  if (threadIdx.x == 0) first_tile[groups] = before;
-}
-
-// order: the tiles sorted by the part of their group that lies before them, then by group. Groups
-// are sorted by time, so that blocks which run together read the same stretch of tokens, each row
-// of which several groups have: all but the first find it in the cache.
-__global__ void order_tiles_kernel(const std::int32_t* first_tile, std::int64_t groups,
-                                   std::int32_t* order) {
-  const std::int64_t tile = first_unit();
-  if (tile >= first_tile[groups]) return;
-  const std::int64_t g = part_of(first_tile, 1, groups, tile);
-  const std::int64_t own = first_tile[g + 1] - first_tile[g];
-  const std::int64_t before = tile - first_tile[g];
-  std::int64_t place = 0;
-  for (std::int64_t other = 0; other < groups; ++other) {
-    const std::int64_t scaled = before * (first_tile[other + 1] - first_tile[other]);
-    const std::int64_t whole = quotient(scaled, own);
-    // Tiles of the other group whose part is smaller, and the one of the same part.
-    const bool even = whole * own == scaled;
-    const bool earlier = other < g && first_tile[other + 1] > first_tile[other];
-    place += whole + (!even || earlier ? 1 : 0);
-  }
-  order[place] = static_cast<std::int32_t>(tile);
-}
-
 template <class Tile>
 __global__ void __launch_bounds__(Tile::kThreads)
-    gather_kernel(GroupedGather a, const std::int32_t* first_tile, const std::int32_t* order) {
+    gather_kernel(GroupedGather a, const RowTile* tiles, const std::int32_t* tile_count) {
   using T = typename Tile::Element;
   auto& shared = dynamic_shared<typename Tile::Shared>();
-  if (std::int64_t{blockIdx.x} >= first_tile[a.groups]) return;
-  const std::int64_t tile = order ? order[blockIdx.x] : blockIdx.x;
-  const std::int64_t g = part_of(first_tile, 1, a.groups, tile);
-  const std::int64_t begin = a.offsets[g * a.sequences] + (tile - first_tile[g]) * Tile::kRows;
-  const std::int64_t count =
-      min(std::int64_t{Tile::kRows}, a.offsets[(g + 1) * a.sequences] - begin);
+  if (std::int64_t{blockIdx.x} >= *tile_count) return;
+  const RowTile tile = tiles[blockIdx.x];
   const std::int64_t n0 = static_cast<std::int64_t>(blockIdx.y) * Tile::kColumns;
   typename Tile::Sums sums;
   multiply_by_group<Tile>(
-      a, RowMatrix<T>{static_cast<const T*>(a.x), a.token + begin, a.K, count, a.K}, g, n0, shared,
-      sums);
-  T* y = static_cast<T*>(a.y) + begin * a.N + n0;
+      a, RowMatrix<T>{static_cast<const T*>(a.x), a.token + tile.begin, a.K, tile.count, a.K},
+      tile.group, n0, shared, sums);
+  T* y = static_cast<T*>(a.y) + tile.begin * a.N + n0;
   Tile::each(sums, [&](int m, int n, const auto& run) {
-    if (m < count) write_run(y + m * a.N + n, run, a.N - n0 - n);
+    if (m < tile.count) write_run(y + m * a.N + n, run, a.N - n0 - n);
   });
 }
 
 template <class Tile>
 void gather(const GroupedGather& a) {
+  using T = typename Tile::Element;
   if (a.rows == 0) return;
-  const Storage space = scratch(static_cast<std::size_t>(a.groups + 1) * sizeof(std::int32_t));
-  auto* first_tile = static_cast<std::int32_t*>(space.data());
-  launch("grouped_gather", plan_tiles_kernel, 1, kPlanThreads, 0, a.offsets, a.sequences, a.groups,
-         Tile::kRows, first_tile);
-  // No group adds more than one tile that is not full.
-  const std::int64_t tiles = ceil_div(a.rows, Tile::kRows) + a.groups;
-  const auto row_bytes = a.K * static_cast<std::int64_t>(size_of(a.dtype));
-  const bool ordered = a.rows * row_bytes > kCacheBytes;
-  const Storage places = scratch(ordered ? static_cast<std::size_t>(tiles) * 4 : 0);
-  auto* order = ordered ? static_cast<std::int32_t*>(places.data()) : nullptr;
-  if (ordered) {
-    launch("grouped_gather", order_tiles_kernel, thread_blocks(tiles), kBlock, 0,
-           static_cast<const std::int32_t*>(first_tile), a.groups, order);
-  }
-  const dim3 grid(static_cast<unsigned>(tiles),
+  const RowTiles tiles("grouped_gather", a.offsets, a.groups, a.sequences, a.rows, Tile::kRows,
+                       a.K * static_cast<std::int64_t>(sizeof(T)));
+  const dim3 grid(static_cast<unsigned>(tiles.most()),
                   static_cast<unsigned>(ceil_div(a.N, Tile::kColumns)));
   allow_shared(gather_kernel<Tile>, sizeof(typename Tile::Shared));
   launch("grouped_gather", gather_kernel<Tile>, grid, Tile::kThreads, sizeof(typename Tile::Shared),
-         a, first_tile, order);
+         a, tiles.tiles(), tiles.first_tile() + a.groups);
 }
 
 template <class Tile>
@@ -286,9 +223,7 @@ void weight(GroupedWeight a) {
     std::swap(a.P, a.Q);
   }
   const std::int64_t tiles = a.groups * ceil_div(a.P, Tile::kRows) * ceil_div(a.Q, Tile::kColumns);
-  // Of high tiles two fit on a multiprocessor, and a block more would be a round more.
-  constexpr bool kHigh = Tile::kRows > 128;
-  const std::int64_t wanted = kHigh ? kManyBlocks / tiles : ceil_div(kManyBlocks, tiles);
+  const std::int64_t wanted = ceil_div(kManyBlocks, tiles);
   const std::int64_t parts =
       std::clamp<std::int64_t>(std::min(wanted, a.rows / (a.groups * kFewestRows)), 1, 64);
   const dim3 grid(static_cast<unsigned>(a.groups), static_cast<unsigned>(tiles / a.groups),
@@ -314,17 +249,10 @@ bool whole_words(std::int64_t a, std::int64_t b, Pointers... pointers) {
          can_pack<bfloat16, kPackOf<bfloat16>>(pointers...);
 }
 
-/// Calls fn(tile) with the tile for a dtype: kRowsOf16·16 rows of it, twice as many if `high` and
-/// the tensor cores have them.
-template <int kRowsOf16, bool kHigh = false, class F>
-void with_tile(const char* name, DType dtype, bool words, F&& fn, bool high = false) {
-  if (dtype == DType::bf16 && words) {
-    if constexpr (kHigh) {
-      if (high) return fn(TypeTag<MmaTile<kRowsOf16>>{});
-    }
-    fn(TypeTag<MmaTile<kRowsOf16 / 2>>{});
-    return;
-  }
+/// Calls fn(tile) with the tile for a dtype: kRowsOf16·16 rows of it.
+template <int kRowsOf16, class F>
+void with_tile(const char* name, DType dtype, bool words, F&& fn) {
+  if (dtype == DType::bf16 && words) return fn(TypeTag<MmaTile<kRowsOf16 / 2>>{});
   dispatch_float(dtype, name, [&](auto tag) {
     fn(TypeTag<FmaTile<typename decltype(tag)::type, kRowsOf16>>{});
   });
@@ -334,23 +262,19 @@ void with_tile(const char* name, DType dtype, bool words, F&& fn, bool high = fa
 
 void install_grouped_gemm_kernels() {
   grouped_gather.install(DeviceType::cuda, [](const GroupedGather& a) {
-    // High tiles read the matrix of their group less often.
-    with_tile<8, true>(
-        "grouped_gather", a.dtype, whole_words(a.K, a.N, a.x, a.w),
-        [&](auto tile) { gather<typename decltype(tile)::type>(a); },
-        a.rows >= kManyRows && a.rows >= kManyRows / 64 * a.groups);
+    if (hopper_gather_fits(a)) return grouped_gather_hopper(a);
+    with_tile<8>("grouped_gather", a.dtype, whole_words(a.K, a.N, a.x, a.w),
+                 [&](auto tile) { gather<typename decltype(tile)::type>(a); });
   });
   grouped_scatter.install(DeviceType::cuda, [](const GroupedScatter& a) {
-    const bool words = whole_words(a.K, a.N, a.y, a.w, a.base, a.out);
-    if (a.dtype == DType::bf16 && words && scatters_in_shared(a)) return scatter_in_shared(a);
-    with_tile<4>("grouped_scatter", a.dtype, words,
+    if (hopper_scatter_fits(a)) return grouped_scatter_hopper(a);
+    with_tile<4>("grouped_scatter", a.dtype, whole_words(a.K, a.N, a.y, a.w, a.base, a.out),
                  [&](auto tile) { scatter<typename decltype(tile)::type>(a); });
   });
   grouped_weight.install(DeviceType::cuda, [](const GroupedWeight& a) {
-    with_tile<8, true>(
-        "grouped_weight", a.dtype, whole_words(a.P, a.Q, a.a, a.b),
-        [&](auto tile) { weight<typename decltype(tile)::type>(a); },
-        a.rows >= kManyRows && std::max(a.P, a.Q) >= 256);
+    if (hopper_weight_fits(a)) return grouped_weight_hopper(a);
+    with_tile<8>("grouped_weight", a.dtype, whole_words(a.P, a.Q, a.a, a.b),
+                 [&](auto tile) { weight<typename decltype(tile)::type>(a); });
   });
 }
 

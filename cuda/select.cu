@@ -116,7 +116,7 @@ __global__ void topk_kernel(TopkFwd a) {
   row.each([&](std::int64_t, T value, bool) { nan = nan || value != value; });
   if (__any_sync(kAllLanes, nan)) {
     // As unsigned numbers −1, "none", is the largest.
-    if (lane() == 0) {
+    if (lane() == 0 && a.invalid_row) {
       atomicMin(reinterpret_cast<unsigned*>(a.invalid_row), static_cast<unsigned>(n));
     }
     for (std::int64_t j = lane(); j < a.k + a.extras; j += kWarp) {
@@ -233,8 +233,10 @@ void dispatch_items(std::int64_t H, F&& fn) {
 
 template <class T>
 void topk_typed(const TopkFwd& a) {
-  check(cudaMemsetAsync(a.invalid_row, 0xFF, sizeof(std::int32_t), current_stream()),
-        "cudaMemsetAsync");
+  if (a.invalid_row) {
+    check(cudaMemsetAsync(a.invalid_row, 0xFF, sizeof(std::int32_t), current_stream()),
+          "cudaMemsetAsync");
+  }
   dispatch_items(a.H, [&](auto items) {
     launch("topk_fwd", topk_kernel<T, items()>, warp_blocks(a.N), kBlock, 0, a);
   });

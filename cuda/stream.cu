@@ -90,27 +90,39 @@ float Event::milliseconds_since(const Event& start) const {
   return ms;
 }
 
-StreamScope::StreamScope(const Stream& stream)
-    : device_(current_device()), outer_(chosen_stream(device_)) {
-  handover_.record(current_stream());
-  handover_.block(stream.get());
-  chosen_stream(device_) = stream.get();
-}
+namespace {
 
-StreamScope::~StreamScope() {
-  // The inner stream is this thread's until here, whatever device is selected now.
+// Whatever device is selected. What fails is not thrown, as destructors call this; the next call
+// reports the device's state.
+template <class F>
+void on_device(int device, F&& work) noexcept {
   int selected = 0;
   cudaGetDevice(&selected);
-  cudaSetDevice(device_);
-  const cudaStream_t inner = chosen_stream(device_);
-  chosen_stream(device_) = outer_;
+  cudaSetDevice(device);
   try {
-    handover_.record(inner);
-    handover_.block(current_stream());
+    work();
   } catch (const DeviceError&) {
-    cudaGetLastError();  // a destructor throws nothing; the next call reports the device's state
+    cudaGetLastError();
   }
   cudaSetDevice(selected);
+}
+
+}  // namespace
+
+StreamBranch::StreamBranch(const Stream& stream)
+    : device_(current_device()), outer_(chosen_stream(device_)), inner_(stream.get()) {
+  handover_.record(current_stream());
+  handover_.block(inner_);
+  chosen_stream(device_) = inner_;
+}
+
+void StreamBranch::leave() noexcept {
+  chosen_stream(device_) = outer_;
+  on_device(device_, [&] { handover_.record(inner_); });
+}
+
+void StreamBranch::join() noexcept {
+  on_device(device_, [&] { handover_.block(current_stream()); });
 }
 
 }  // namespace proteus::cuda

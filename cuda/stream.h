@@ -49,20 +49,37 @@ class Event {
   cudaEvent_t event_ = nullptr;
 };
 
+/// Work on a stream beside the current one. The stream is the current one of this thread on the
+/// selected device until leave(); what is queued there comes after all that was queued before, and
+/// what is queued behind join() comes after it.
+class StreamBranch {
+ public:
+  explicit StreamBranch(const Stream& stream);
+  void leave() noexcept;
+  void join() noexcept;
+
+ private:
+  int device_;
+  cudaStream_t outer_;
+  cudaStream_t inner_;
+  Event handover_;
+};
+
 /// While it lives, `stream` is the current one of this thread on the selected device. What is
 /// queued there comes after all that was queued before, and what is queued afterwards comes after
 /// it: memory may be used and freed on either side.
 class StreamScope {
  public:
-  explicit StreamScope(const Stream& stream);
-  ~StreamScope();
+  explicit StreamScope(const Stream& stream) : branch_(stream) {}
+  ~StreamScope() {
+    branch_.leave();
+    branch_.join();
+  }
   StreamScope(const StreamScope&) = delete;
   StreamScope& operator=(const StreamScope&) = delete;
 
  private:
-  int device_;
-  cudaStream_t outer_;
-  Event handover_;
+  StreamBranch branch_;
 };
 
 }  // namespace proteus::cuda

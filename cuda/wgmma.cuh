@@ -17,7 +17,7 @@ constexpr int kGroup = 128;         // threads of a warpgroup
 constexpr int kSwizzledWidth = 64;  // bf16 numbers in a row of 128 bytes
 
 /// Where an operand lies. Start, leading and stride offsets count 16 bytes; the leading offset
-/// separates blocks of 64 columns of a transposed B, the stride separates groups of 8 rows.
+/// separates blocks of 64 columns of a transposed operand, the stride separates groups of 8 rows.
 class Operand {
  public:
   __device__ Operand(const bf16* tile, int leading_bytes)
@@ -52,6 +52,15 @@ __device__ inline void wgmma_wait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kLeft) : "memory");
 }
 
+/// After a wait, before sums are used: the compiler does not know that they were not there yet.
+template <int kBlocks>
+__device__ inline void fence_sums(float (&c)[kBlocks][4]) {
+#pragma unroll
+  for (int n = 0; n < kBlocks; ++n) {
+    asm volatile("" : "+f"(c[n][0]), "+f"(c[n][1]), "+f"(c[n][2]), "+f"(c[n][3])::"memory");
+  }
+}
+
 #define PROTEUS_ACCUMULATORS_32                                             \
   "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
@@ -76,14 +85,16 @@ __device__ inline void wgmma(float (&c)[16][4], const Operand& a, const Operand&
       : "l"(a.descriptor()), "l"(b.descriptor()), "r"(static_cast<int>(add)));
 }
 
-/// The same for c [64, 64].
+/// The same for c [64, 64]; of an operand that is transposed k runs across the rows.
+template <bool kTransA = false, bool kTransB = false>
 __device__ inline void wgmma(float (&c)[8][4], const Operand& a, const Operand& b, bool add) {
   asm volatile(
       "{.reg .pred p; setp.ne.b32 p, %34, 0;\n"
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PROTEUS_ACCUMULATORS_32
-      ", %32, %33, p, 1, 1, 0, 0;}"
+      ", %32, %33, p, 1, 1, %35, %36;}"
       : PROTEUS_BLOCKS_8(c, 0)
-      : "l"(a.descriptor()), "l"(b.descriptor()), "r"(static_cast<int>(add)));
+      : "l"(a.descriptor()), "l"(b.descriptor()), "r"(static_cast<int>(add)),
+        "n"(kTransA ? 1 : 0), "n"(kTransB ? 1 : 0));
 }
 
 /// c [64, 128] += A·B; A in registers, B transposed: k across its rows.
@@ -122,6 +133,11 @@ __device__ inline void fence_barriers() {
 }
 __device__ inline void arrive_at(Barrier* b) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(b)) : "memory");
+}
+/// Arrives when what this thread has begun to copy (cp.async) is there, without waiting for it.
+__device__ inline void arrive_with_copies(Barrier* b) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(b))
+               : "memory");
 }
 /// Whether the phase of this parity is over.
 __device__ inline bool is_over(Barrier* b, int parity) {

@@ -6,6 +6,7 @@
 // dW = dy₁ᵀ·x + dy₂ᵀ·x.
 #include "cuda/kernel.cuh"
 #include "cuda/kernels.h"
+#include "cuda/wide_linear.h"
 #include "tensor/ops/gemm.h"
 #include "tensor/ops/wide_linear.h"
 
@@ -133,6 +134,7 @@ void split_bwd(const WideLinearBwd& a) {
 }
 
 void fwd(const WideLinearFwd& a) {
+  if (hopper_wide_fits(a)) return wide_linear_hopper(a);
   if (a.dtype == DType::bf16) return split_fwd(a);
   gemm_fwd(here(), {.a = a.x,
                     .b = a.weight,

@@ -70,6 +70,28 @@ Recording::Recording(Device device, const std::function<void()>& work) : type_(d
   }
 }
 
+Branch::Branch(Device device, bool worthwhile, const std::function<void()>& work)
+    : type_(device.type) {
+  const QueueHooks& hooks = hooks_of(type_);
+  if (worthwhile && hooks.open_branch) branch_ = hooks.open_branch();
+  const auto leave = [&] {
+    if (branch_ != QueueHooks::kNoBranch) hooks.leave_branch(branch_);
+  };
+  try {
+    work();
+  } catch (...) {
+    leave();
+    join();
+    throw;
+  }
+  leave();
+}
+
+void Branch::join() {
+  const int branch = std::exchange(branch_, QueueHooks::kNoBranch);
+  if (branch != QueueHooks::kNoBranch) hooks_of(type_).join_branch(branch);
+}
+
 void keep_for_replays(const Tensor& t) {
   if (recording_now) recording_now->kept_.push_back(t);
 }

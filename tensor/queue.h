@@ -25,6 +25,12 @@ struct QueueHooks {
   /// Queues it. Streams of random numbers are those of the recording plus `streams`.
   void (*replay)(void* recording, std::uint64_t streams) = nullptr;
   void (*forget_recording)(void* recording) = nullptr;
+  /// What this thread queues from here to leave_branch() may run beside what it queues from there
+  /// to join_branch(). kNoBranch: it records nothing, and everything stays in its order.
+  static constexpr int kNoBranch = -1;
+  int (*open_branch)() = nullptr;
+  void (*leave_branch)(int branch) = nullptr;
+  void (*join_branch)(int branch) = nullptr;
 };
 
 void install_queue(DeviceType type, const QueueHooks& hooks);
@@ -68,6 +74,25 @@ class Recording {
   DeviceType type_;
   void* recording_ = nullptr;
   std::vector<Tensor> kept_;
+};
+
+/// Work that has nothing to do with what the same thread queues after it, until join(): replays run
+/// both at the same time. Where nothing is recorded they run in the order of the calls; numbers are
+/// the same either way.
+class Branch {
+ public:
+  /// Calls work(); in order like anything else unless `worthwhile`.
+  Branch(Device device, bool worthwhile, const std::function<void()>& work);
+  ~Branch() { join(); }
+  Branch(const Branch&) = delete;
+  Branch& operator=(const Branch&) = delete;
+
+  /// Whatever reads what work() wrote comes after this.
+  void join();
+
+ private:
+  DeviceType type_;
+  int branch_ = QueueHooks::kNoBranch;
 };
 
 /// While this thread records, the recording holds `t`: for memory that was there before and that

@@ -219,6 +219,73 @@ TEST_F(AspaLayer, SelectingEverythingIsDense) {
   }
 }
 
+// A config whose selection takes everything: dense in evaluation.
+AspaConfig everything() {
+  AspaConfig c = config();
+  c.alpha = 1;
+  c.k = c.routed_heads;
+  c.window = 200;
+  c.query_gate = c.key_bias = false;
+  return c;
+}
+
+// runs_dense() chooses kernels, not a function: a forced selection of the same heads is packed.
+TEST_F(AspaLayer, DenseKernelsEqualPackedRows) {
+  for (const Shape2 shape : kShapes) {
+    for (int variant = 0; variant < 4; ++variant) {
+      AspaConfig c = variant == 3 ? everything() : config();
+      if (variant < 3) c.alpha = 0;
+      c.shared_heads = variant == 1 ? 0 : 2;
+      c.bias = variant == 2;
+      c.key_shift = variant != 2;
+      c.routed_rope = variant == 1 ? RopeSpan::none : RopeSpan::half;
+      SCOPED_TRACE(::testing::Message() << "T " << shape.T << " variant " << variant);
+      const TestLayer layer(c);
+      layer->set_training(variant < 3);
+      const Variable x = input(c, shape.B, shape.T);
+      ASSERT_TRUE(layer->runs_dense(shape.T));
+      const Results dense = run(*layer, x);
+      layer->force_selection(layer->select(x));
+      ASSERT_FALSE(layer->runs_dense(shape.T));
+      expect_close(run(*layer, x), dense, 1e-12);
+    }
+  }
+}
+
+TEST_F(AspaLayer, RunsDenseWhereNothingIsChosenAndNobodyLooks) {
+  const TestLayer layer(everything());
+  EXPECT_FALSE(layer->runs_dense(8));  // training
+  layer->set_training(false);
+  EXPECT_TRUE(layer->runs_dense(200));
+  EXPECT_FALSE(layer->runs_dense(201));
+  layer->set_k(layer->k() - 1);
+  EXPECT_FALSE(layer->runs_dense(8));
+  layer->set_alpha(0);
+  layer->set_training(true);
+  EXPECT_TRUE(layer->runs_dense(std::int64_t{1} << 20));
+  layer->watch_consensus(true);
+  EXPECT_FALSE(layer->runs_dense(8));
+  layer->watch_consensus(false);
+  layer->begin_probe();
+  EXPECT_FALSE(layer->runs_dense(8));
+  layer->end_probe();
+  layer->gates()->begin_tally();
+  EXPECT_FALSE(layer->runs_dense(8));
+  layer->gates()->end_tally();
+  EXPECT_TRUE(layer->runs_dense(8));
+
+  for (int option = 0; option < 4; ++option) {
+    AspaConfig c = everything();
+    if (option == 0) c.query_gate = true;
+    if (option == 1) c.key_bias = true;
+    if (option == 2) c.top_p = 0.9;
+    if (option == 3) c.bank.slots = 2;
+    const TestLayer other(c);
+    other->set_training(false);
+    EXPECT_FALSE(other->runs_dense(8)) << option;
+  }
+}
+
 // Invariant 1, bit for bit: what comes later, the other rows and the length change nothing.
 TEST_F(AspaLayer, CausalBitForBit) {
   for (const auto& [alpha, sparse] : std::vector<std::pair<double, bool>>{

@@ -371,6 +371,31 @@ TEST_F(AttentionCuda, RunsGiveTheSameBits) {
   }
 }
 
+TEST_F(AttentionCuda, GradientsInThePlaceOfOutputKeysAndValuesHaveTheSameBits) {
+  const Case plain{.segments = 20, .max_queries = 200, .max_keys = 200, .anchors = 3};
+  Case full = plain;
+  full.bias = true;
+  full.sink_scale = 1;
+  full.dropout = 0.2;
+  for (const DType dtype : {DType::f32, DType::bf16}) {
+    for (const Case& c : {full, plain, Case{.dense = 700}, Case{.D = 128, .dense = 300}}) {
+      const Problem p = make_problem(c, 450, dtype);
+      for_rungs(p, [&] {
+        const Result apart = run(p, dtype, device_, c.dense > 0);
+        Placed placed(p, dtype, device_, c.dense > 0);
+        const auto saved = placed.forward(p.options);
+        placed.grads = {saved.out, placed.in[1], placed.in[2]};
+        const Result in_place = placed.backward(p.options, saved);
+        EXPECT_TRUE(same_bits(apart.dq, in_place.dq));
+        EXPECT_TRUE(same_bits(apart.dk, in_place.dk));
+        EXPECT_TRUE(same_bits(apart.dv, in_place.dv));
+        EXPECT_TRUE(same_bits(apart.dkey_bias, in_place.dkey_bias));
+        EXPECT_TRUE(same_bits(apart.dsink, in_place.dsink));
+      });
+    }
+  }
+}
+
 TEST_F(AttentionCuda, LaterKeysLeaveEarlierBitsUnchanged) {
   for (const DType dtype : {DType::f32, DType::bf16}) {
     const Problem p = make_problem({.dense = 200, .window = 150}, 500, dtype);

@@ -178,6 +178,36 @@ TEST(Tape, SeesSavedTensorsThatChanged) {
   EXPECT_NO_THROW(s.backward());
 }
 
+TEST(Tape, MakesAgainWhatIsNotKept) {
+  const Variable x = random_leaf({64, 8}, 1, DType::f32);
+  const Variable w = random_leaf({8, 8}, 2, DType::f32);
+  const auto gradients = [&](bool again) {
+    int made = 0;
+    x.zero_grad();
+    w.zero_grad();
+    Variable y = scale(x, 3);
+    if (again) {
+      y = made_again(y, {x.value()}, [&made](const std::vector<Tensor>& from) {
+        ++made;
+        return ops::affine(from[0], 3, 0);
+      });
+    }
+    Variable z = sum(matmul(linear(y, w), transpose(linear(y, w), 0, 1)));
+    y = {};
+    z.backward();
+    EXPECT_EQ(made, again ? 2 : 0);  // by each of the two that saved it
+    return std::pair{grad_of(x), grad_of(w)};
+  };
+  EXPECT_EQ(gradients(true), gradients(false));
+  const Variable y = made_again(scale(x, 3), {x.value()}, [](const std::vector<Tensor>& from) {
+    return ops::affine(from[0], 3, 0);
+  });
+  const Variable z = sum(linear(y, w));
+  x.value().fill_(5);
+  expect_error<AutogradError>([&] { z.backward(); },
+                              "linear: saved tensor 0 (f32 [64, 8]) was changed in place");
+}
+
 TEST(Tape, SecondBackwardThrows) {
   const Variable x = leaf({1, 2});
   const Variable y = square(x);

@@ -139,6 +139,8 @@ TEST(ModelAlone, IsEnoughForAllButTraining) {
   code({"convert", "--checkpoint", "dense/checkpoint", "--save", "converted"});
   const auto seen = listed(folder, "aspa/checkpoint");
   EXPECT_TRUE(seen.at("step").is_null());
+  EXPECT_EQ(seen.at("attention"), "packed rows (alpha 1)");
+  EXPECT_EQ(listed(folder, "dense/checkpoint").at("attention"), "dense");
   EXPECT_EQ(std::count_if(seen.at("files").begin(), seen.at("files").end(),
                           [](const auto& file) { return file["kind"] == "absent"; }),
             2);

@@ -96,35 +96,56 @@ void add_sums(std::vector<OpCase>& cases) {
                           [](const auto& v) { return clone(transpose(v[0], 0, 2)); }));
 }
 
-// Two sequences, two of five heads for a token, one for every ninth.
-PackedRows two_of_five_heads(std::int64_t tokens, Device device) {
-  std::vector<std::int32_t> heads;
+// Two sequences, two heads for a token, one for every ninth: the last head and one of the others.
+PackedRows two_heads(std::int64_t tokens, std::int64_t heads, Device device) {
+  std::vector<std::int32_t> chosen;
   for (std::int64_t n = 0; n < tokens; ++n) {
-    heads.push_back(static_cast<std::int32_t>(n * 7 % 4));
-    heads.push_back(n % 9 == 0 ? -1 : 4);
+    chosen.push_back(static_cast<std::int32_t>(n * 7 % (heads - 1)));
+    chosen.push_back(n % 9 == 0 ? -1 : static_cast<std::int32_t>(heads - 1));
   }
-  return ops::pack_rows(Tensor::from_data<std::int32_t>(heads, {tokens, 2}, device), 5, 2);
+  return ops::pack_rows(Tensor::from_data<std::int32_t>(chosen, {tokens, 2}, device), heads, 2);
 }
 
-OpCase grouped_case(bool combine, std::int64_t tokens, std::int64_t width, std::int64_t out) {
-  const std::int64_t rows = combine ? two_of_five_heads(tokens, kCpu).rows() : tokens;
+struct GroupedShape {
+  std::int64_t tokens = 0, width = 0, out = 0, heads = 5;
+};
+
+OpCase grouped_case(bool combine, const GroupedShape& s) {
+  const std::int64_t rows = combine ? two_heads(s.tokens, s.heads, kCpu).rows() : s.tokens;
   return case_of(combine ? "grouped_combine" : "grouped_linear",
                  {"grouped_gather", "grouped_scatter", "grouped_weight"},
-                 {{{rows, width}}, {{5, width, out}}}, [=](const auto& v) {
-                   const PackedRows packed = two_of_five_heads(tokens, v[0].device());
+                 {{{rows, s.width}}, {{s.heads, s.width, s.out}}}, [=](const auto& v) {
+                   const PackedRows packed = two_heads(s.tokens, s.heads, v[0].device());
                    return combine ? grouped_combine(v[0], v[1], packed)
                                   : grouped_linear(v[0], v[1], packed);
                  });
 }
 
-// More than one stretch of tokens whose sums lie in shared memory; and more rows than stay in the
-// cache, whose tiles are taken in another order.
+// The gradient of x is added to in place.
+OpCase grouped_twice_case(const GroupedShape& s) {
+  OpCase c = grouped_case(false, s);
+  c.variant += " twice";
+  c.inputs.push_back(c.inputs[1]);
+  c.run = [s](const auto& v) {
+    const PackedRows packed = two_heads(s.tokens, s.heads, v[0].device());
+    return add(grouped_linear(v[0], v[1], packed), grouped_linear(v[0], v[2], packed));
+  };
+  return c;
+}
+
+// More than one stretch of tokens, more than one tile of a group in it and more than one stretch
+// for a block; more rows than stay in the cache, whose tiles are taken in another order, and enough
+// of them for high tiles; more groups than a warp has lanes; more columns than a block has.
 void add_grouped_products(std::vector<OpCase>& cases) {
   for (const std::int64_t width : {64, 136}) {
-    cases.push_back(grouped_case(false, 2000, width, 72));
-    cases.push_back(grouped_case(true, 2000, width, 72));
+    cases.push_back(grouped_case(false, {2000, width, 72}));
+    cases.push_back(grouped_case(true, {2000, width, 72}));
   }
-  cases.push_back(grouped_case(false, 20000, 512, 8));
+  cases.push_back(grouped_case(false, {2000, 520, 72}));
+  cases.push_back(grouped_case(true, {2000, 64, 72, 70}));
+  cases.push_back(grouped_case(false, {20000, 512, 8}));
+  cases.push_back(grouped_twice_case({20000, 512, 8}));
+  cases.push_back(grouped_case(false, {80000, 16, 8}));
 }
 
 void add_products(std::vector<OpCase>& cases) {

@@ -128,6 +128,15 @@ std::unique_ptr<Attention> make_attention(const Options& options, const Arm& arm
                                           site.generator);
 }
 
+std::string attention_path(const Options& options, const Arm& arm) {
+  if (!arm.aspa) return "dense";
+  const AspaConfig c = aspa_config(options, arm, 0);
+  if (c.routed_heads == 0) return "windows of shared heads";
+  if (c.alpha == 0) return "dense (alpha 0)";
+  if (c.selects_everything(options.model.context)) return "dense (selects everything)";
+  return fmt::format("packed rows (alpha {:g})", c.alpha);
+}
+
 std::unique_ptr<Transformer> make_model(const Options& options, const Arm& arm, std::int64_t vocab,
                                         std::uint64_t seed) {
   const ModelOptions& o = options.model;

@@ -20,6 +20,11 @@ std::unique_ptr<Transformer> make_model(const Options& options, const Arm& arm, 
 std::unique_ptr<Attention> make_attention(const Options& options, const Arm& arm,
                                           const AttentionSite& site, std::uint64_t seed);
 
+/// What the attention layers of an arm run on a whole context: "dense", "dense (alpha 0)",
+/// "dense (selects everything)", "packed rows (alpha 0.5)" or, without routed heads, "windows of
+/// shared heads".
+std::string attention_path(const Options& options, const Arm& arm);
+
 /// About how many parameters and numbers of state make_model would allocate: the large matrices and
 /// tables. In floating point, so that no sizes overflow it.
 double parameters_about(const Options& options, const Arm& arm, std::int64_t vocab);

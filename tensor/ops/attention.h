@@ -103,7 +103,9 @@ struct AttentionFwd {
 extern Slot<AttentionFwd> attention_fwd;
 
 /// Writes every row of dq, dk, dv (and dkey_bias) that a segment covers. dsink is per segment, to
-/// be summed per head by sink_gradient. Null outputs are skipped.
+/// be summed per head by sink_gradient. Null outputs are skipped. dq may be `out`, dk may be k and
+/// dv may be v: `out` is read first of all, and the rows of k and v that another row's gradient
+/// depends on are read before these are written.
 struct AttentionBwd {
   AttentionProblem problem;
   HeadRows out, dout;
@@ -174,7 +176,8 @@ struct AttentionGrads {
   Tensor dkey_bias;  ///< [rows of k], undefined without a key bias
   Tensor dsink;      ///< [H], undefined without a sink
 };
-/// Writes dq, dk, dv: views [rows, heads, D] like q, k, v, contiguous in the last dimension.
+/// Writes dq, dk, dv: views [rows, heads, D] like q, k, v, contiguous in the last dimension; each
+/// its own, or saved.out, k and v.
 AttentionGrads attention_backward(const Tensor& q, const Tensor& k, const Tensor& v,
                                   const Tensor& key_bias, const Tensor& sink,
                                   const AttentionPlan& plan, const AttentionOptions& options,

@@ -59,7 +59,7 @@ void unary_typed(const UnaryFwd& u) {
     case UnaryOp::sigmoid:
       return go([](A x) { return vmath::sigmoid(x); });
     case UnaryOp::log_sigmoid:
-      return go([](A x) { return vmath::log_sigmoid(x); });
+      return go([a](A x) { return a * vmath::log_sigmoid(x); });
     case UnaryOp::tanh:
       return go([](A x) { return vmath::tanh(x); });
     case UnaryOp::gelu:
@@ -95,7 +95,7 @@ void unary_bwd_typed(const UnaryBwd& u) {
     case UnaryOp::sigmoid:
       return go([](A s, A g) { return g * vmath::sigmoid(s) * vmath::sigmoid(-s); });
     case UnaryOp::log_sigmoid:
-      return go([](A s, A g) { return g * vmath::sigmoid(-s); });
+      return go([a](A s, A g) { return a * g * vmath::sigmoid(-s); });
     case UnaryOp::tanh:  // 1 − tanh² x = 4·σ(2x)·σ(−2x)
       return go([](A s, A g) { return A(4) * g * vmath::sigmoid(s + s) * vmath::sigmoid(-s - s); });
     case UnaryOp::gelu:

@@ -1,7 +1,8 @@
 // Elementwise maths. Unary functions of x, binary functions of a and b with NumPy broadcasting, and
-// three fused forms:
+// fused forms:
 //   swiglu(gate, up) = gate·σ(gate)·up                       (Shazeer, arXiv:2002.05202)
 //   scale_rows(x, r)[m, d] = x[m, d]·r[m]
+//   open_rows(x, z, a, b)[m, d] = x[m, d]·(a·σ(z[m]) + b)
 //   key_shift(x, mu)[b, t] = x[b, t] + mu ⊙ x[b, t−1], with x[b, −1] = 0
 // Computed in f64 for f64 and in f32 otherwise, and rounded once.
 #pragma once
@@ -11,7 +12,8 @@
 
 namespace proteus {
 
-/// affine is a·x + b, power is x^a; gelu is the tanh form; log of a negative number is NaN.
+/// affine is a·x + b, power is x^a, log_sigmoid is a·log σ(x); gelu is the tanh form; log of a
+/// negative number is NaN.
 enum class UnaryOp : std::uint8_t {
   affine,
   exp,
@@ -95,11 +97,19 @@ struct SwigluBwd {
 };
 extern Slot<SwigluBwd> swiglu_bwd;
 
+/// What a row is multiplied by: r itself, or with `gated` a·σ(r) + b.
+struct RowFactor {
+  bool gated = false;
+  double a = 1;
+  double b = 0;
+};
+
 /// x and y [M, D] of `dtype`, r [M] of `r_dtype` (`dtype` or its accumulation type).
 struct ScaleRowsFwd {
   const void* x = nullptr;
   const void* r = nullptr;
   void* y = nullptr;
+  RowFactor factor;
   std::int64_t M = 0;
   std::int64_t D = 0;
   DType dtype = DType::f32;
@@ -107,13 +117,14 @@ struct ScaleRowsFwd {
 };
 extern Slot<ScaleRowsFwd> scale_rows_fwd;
 
-/// dx = dy·r, dr[m] = Σ_d dy·x; either may be null.
+/// dx = dy·factor, dr[m] = Σ_d dy·x times the factor's slope; either may be null.
 struct ScaleRowsBwd {
   const void* x = nullptr;
   const void* r = nullptr;
   const void* dy = nullptr;
   void* dx = nullptr;
   void* dr = nullptr;
+  RowFactor factor;
   std::int64_t M = 0;
   std::int64_t D = 0;
   DType dtype = DType::f32;
@@ -133,7 +144,8 @@ struct KeyShiftFwd {
 };
 extern Slot<KeyShiftFwd> key_shift_fwd;
 
-/// dx_t = dy_t + mu ⊙ dy_{t+1}, dmu = Σ_{b, t ≥ 1} dy_t ⊙ x_{t−1}; either may be null.
+/// dx_t = dy_t + mu ⊙ dy_{t+1} (added to what dx holds, with add_dx), dmu = Σ_{b, t ≥ 1} dy_t ⊙
+/// x_{t−1}; either may be null.
 struct KeyShiftBwd {
   const void* x = nullptr;
   const void* mu = nullptr;
@@ -143,6 +155,7 @@ struct KeyShiftBwd {
   std::int64_t B = 0;
   std::int64_t T = 0;
   std::int64_t C = 0;
+  bool add_dx = false;
   DType dtype = DType::f32;
 };
 extern Slot<KeyShiftBwd> key_shift_bwd;
@@ -183,20 +196,21 @@ struct SwigluGrads {
 SwigluGrads swiglu_backward(const Tensor& gate, const Tensor& up, const Tensor& dy);
 
 /// x [M, D]; r [M] with the dtype of x, or f32 beside bf16.
-Tensor scale_rows(const Tensor& x, const Tensor& r);
+Tensor scale_rows(const Tensor& x, const Tensor& r, const RowFactor& factor = {});
 struct ScaleRowsGrads {
   Tensor dx, dr;  ///< undefined unless asked for
 };
 ScaleRowsGrads scale_rows_backward(const Tensor& x, const Tensor& r, const Tensor& dy, bool with_dx,
-                                   bool with_dr);
+                                   bool with_dr, const RowFactor& factor = {});
 
 /// x [B, T, C], mu [C].
 Tensor key_shift(const Tensor& x, const Tensor& mu);
 struct KeyShiftGrads {
   Tensor dx, dmu;  ///< undefined unless asked for
 };
+/// With `sum`, contiguous, dx is added to it in place and not returned.
 KeyShiftGrads key_shift_backward(const Tensor& x, const Tensor& mu, const Tensor& dy, bool with_dx,
-                                 bool with_dmu);
+                                 bool with_dmu, const Tensor* sum = nullptr);
 
 }  // namespace ops
 }  // namespace proteus

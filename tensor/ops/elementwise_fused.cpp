@@ -1,9 +1,10 @@
-// The fused forms of tensor/ops/elementwise.h: swiglu, scale_rows, key_shift.
+// The fused forms of tensor/ops/elementwise.h: swiglu, scale_rows and open_rows, key_shift.
 #include <algorithm>
 #include <vector>
 
 #include "tensor/ops/check.h"
 #include "tensor/ops/elementwise.h"
+#include "tensor/ops/row_factor.h"
 #include "tensor/parallel.h"
 #include "tensor/vmath.h"
 
@@ -56,7 +57,7 @@ void scale_rows_fwd_typed(const ScaleRowsFwd& s) {
   using A = accum_t<T>;
   parallel_for(s.M, row_grain(s.D), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t m = begin; m < end; ++m) {
-      const A r = A(static_cast<const R*>(s.r)[m]);
+      const A r = factor_of(s.factor, A(static_cast<const R*>(s.r)[m]));
       const T* x = static_cast<const T*>(s.x) + m * s.D;
       T* y = static_cast<T*>(s.y) + m * s.D;
 #pragma omp simd
@@ -72,17 +73,18 @@ void scale_rows_bwd_typed(const ScaleRowsBwd& s) {
     for (std::int64_t m = begin; m < end; ++m) {
       const T* x = static_cast<const T*>(s.x) + m * s.D;
       const T* dy = static_cast<const T*>(s.dy) + m * s.D;
+      const A r = A(static_cast<const R*>(s.r)[m]);
       if (s.dr) {
         A sum = 0;
 #pragma omp simd reduction(+ : sum)
         for (std::int64_t d = 0; d < s.D; ++d) sum += A(dy[d]) * A(x[d]);
-        static_cast<R*>(s.dr)[m] = R(sum);
+        static_cast<R*>(s.dr)[m] = R(sum * factor_slope(s.factor, r));
       }
       if (!s.dx) continue;
-      const A r = A(static_cast<const R*>(s.r)[m]);
+      const A factor = factor_of(s.factor, r);
       T* dx = static_cast<T*>(s.dx) + m * s.D;
 #pragma omp simd
-      for (std::int64_t d = 0; d < s.D; ++d) dx[d] = T(A(dy[d]) * r);
+      for (std::int64_t d = 0; d < s.D; ++d) dx[d] = T(A(dy[d]) * factor);
     }
   });
 }
@@ -134,11 +136,11 @@ void key_shift_bwd_typed(const KeyShiftBwd& k) {
       const T* dy = static_cast<const T*>(k.dy) + row * k.C;
       if (k.dx) {
         T* dx = static_cast<T*>(k.dx) + row * k.C;
-        if (row % k.T == k.T - 1) {
-          std::copy(dy, dy + k.C, dx);
-        } else {
+        const T* next = row % k.T == k.T - 1 ? nullptr : dy + k.C;
 #pragma omp simd
-          for (std::int64_t c = 0; c < k.C; ++c) dx[c] = T(A(dy[c]) + A(mu[c]) * A(dy[c + k.C]));
+        for (std::int64_t c = 0; c < k.C; ++c) {
+          const A own = k.add_dx ? A(dx[c]) + A(dy[c]) : A(dy[c]);
+          dx[c] = T(next ? own + A(mu[c]) * A(next[c]) : own);
         }
       }
       if (!sum || row % k.T == 0) continue;
@@ -224,7 +226,7 @@ SwigluGrads swiglu_backward(const Tensor& gate_any, const Tensor& up_any, const 
   return out;
 }
 
-Tensor scale_rows(const Tensor& x_any, const Tensor& r_any) {
+Tensor scale_rows(const Tensor& x_any, const Tensor& r_any, const RowFactor& factor) {
   const char* call = "scale_rows(x, r)";
   check_floating(call, "x", x_any);
   if (x_any.rank() != 2) {
@@ -238,24 +240,28 @@ Tensor scale_rows(const Tensor& x_any, const Tensor& r_any) {
   Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
   if (y.numel() == 0) return y;
   scale_rows_fwd(x.device(),
-                 {x.raw(), r.raw(), y.raw(), x.size(0), x.size(1), x.dtype(), r.dtype()});
+                 {x.raw(), r.raw(), y.raw(), factor, x.size(0), x.size(1), x.dtype(), r.dtype()});
   return y;
 }
 
 ScaleRowsGrads scale_rows_backward(const Tensor& x_any, const Tensor& r_any, const Tensor& dy_any,
-                                   bool with_dx, bool with_dr) {
+                                   bool with_dx, bool with_dr, const RowFactor& factor) {
   const Tensor x = x_any.contiguous();
   const Tensor r = r_any.contiguous();
   const Tensor dy = dy_any.contiguous();
   ScaleRowsGrads out;
   if (with_dx) out.dx = Tensor::empty(x.shape(), x.dtype(), x.device());
-  if (with_dr) out.dr = Tensor::zeros(r.shape(), r.dtype(), r.device());
+  if (with_dr) {
+    const auto make = x.numel() == 0 ? Tensor::zeros : Tensor::empty;
+    out.dr = make(r.shape(), r.dtype(), r.device());
+  }
   if (x.numel() == 0) return out;
   scale_rows_bwd(x.device(), {.x = x.raw(),
                               .r = r.raw(),
                               .dy = dy.raw(),
                               .dx = with_dx ? out.dx.raw() : nullptr,
                               .dr = with_dr ? out.dr.raw() : nullptr,
+                              .factor = factor,
                               .M = x.size(0),
                               .D = x.size(1),
                               .dtype = x.dtype(),
@@ -282,23 +288,30 @@ Tensor key_shift(const Tensor& x_any, const Tensor& mu_any) {
 }
 
 KeyShiftGrads key_shift_backward(const Tensor& x_any, const Tensor& mu_any, const Tensor& dy_any,
-                                 bool with_dx, bool with_dmu) {
+                                 bool with_dx, bool with_dmu, const Tensor* sum) {
   const Tensor x = x_any.contiguous();
   const Tensor mu = mu_any.contiguous();
   const Tensor dy = dy_any.contiguous();
   KeyShiftGrads out;
-  if (with_dx) out.dx = Tensor::empty(x.shape(), x.dtype(), x.device());
-  if (with_dmu) out.dmu = Tensor::zeros(mu.shape(), mu.dtype(), mu.device());
+  if (with_dx && !sum) out.dx = Tensor::empty(x.shape(), x.dtype(), x.device());
+  if (with_dmu) {
+    const auto make = x.numel() == 0 ? Tensor::zeros : Tensor::empty;
+    out.dmu = make(mu.shape(), mu.dtype(), mu.device());
+  }
   if (x.numel() == 0) return out;
   key_shift_bwd(x.device(), {.x = x.raw(),
                              .mu = mu.raw(),
                              .dy = dy.raw(),
-                             .dx = with_dx ? out.dx.raw() : nullptr,
+                             .dx = !with_dx ? nullptr
+                                   : sum    ? sum->raw()
+                                            : out.dx.raw(),
                              .dmu = with_dmu ? out.dmu.raw() : nullptr,
                              .B = x.size(0),
                              .T = x.size(1),
                              .C = x.size(2),
+                             .add_dx = sum != nullptr,
                              .dtype = x.dtype()});
+  if (with_dx && sum) sum->bump_version();
   return out;
 }
 

@@ -50,11 +50,11 @@ bool valid_heads(const std::int32_t* heads, std::int64_t slots, std::int64_t gro
   return true;
 }
 
-std::int32_t first_invalid(const PackRows& a, const Chunks& chunks) {
+std::int32_t first_invalid(const PackSelection& a, std::int64_t groups, const Chunks& chunks) {
   std::vector<std::int32_t> found(static_cast<std::size_t>(chunks.count), kNone);
   parallel_for(chunks.count, 1, [&](std::int64_t c, std::int64_t) {
     for (std::int64_t n = chunks.begin(c); n < chunks.end(c); ++n) {
-      if (valid_heads(a.heads + n * a.slots, a.slots, a.groups)) continue;
+      if (valid_heads(a.heads + n * a.slots, a.slots, groups)) continue;
       found[static_cast<std::size_t>(c)] = static_cast<std::int32_t>(n);
       return;
     }
@@ -81,24 +81,24 @@ std::vector<std::int32_t> count_rows(const std::int32_t* heads, std::int64_t slo
   return counts;
 }
 
-void pack_rows_cpu(const PackRows& a) {
-  const Chunks chunks(a.tokens, a.sequences, a.groups);
+void pack_selection(const PackSelection& a, const PackRows& all) {
+  const Chunks chunks(all.tokens, all.sequences, all.groups);
   if (a.invalid_token) {
     *a.kept = 0;
-    for (std::int64_t n = 0; n < a.tokens; ++n) *a.kept += a.heads[n * a.slots] != kNone ? 1 : 0;
-    *a.invalid_token = first_invalid(a, chunks);
+    for (std::int64_t n = 0; n < all.tokens; ++n) *a.kept += a.heads[n * a.slots] != kNone ? 1 : 0;
+    *a.invalid_token = first_invalid(a, all.groups, chunks);
     if (*a.invalid_token != kNone) return;
   }
-  auto starts = count_rows(a.heads, a.slots, a.groups, chunks);
+  auto starts = count_rows(a.heads, a.slots, all.groups, chunks);
   std::int32_t rows = 0;
   for (std::int32_t& start : starts) rows += std::exchange(start, rows);
-  for (std::int64_t s = 0; s < a.groups * a.sequences; ++s) {
+  for (std::int64_t s = 0; s < all.groups * all.sequences; ++s) {
     a.offsets[s] = starts[static_cast<std::size_t>(s * chunks.per_sequence)];
   }
-  a.offsets[a.groups * a.sequences] = rows;
+  a.offsets[all.groups * all.sequences] = rows;
   parallel_for(chunks.count, 1, [&](std::int64_t c, std::int64_t) {
-    std::vector<std::int32_t> next(static_cast<std::size_t>(a.groups));
-    for (std::int64_t g = 0; g < a.groups; ++g) {
+    std::vector<std::int32_t> next(static_cast<std::size_t>(all.groups));
+    for (std::int64_t g = 0; g < all.groups; ++g) {
       next[static_cast<std::size_t>(g)] = starts[static_cast<std::size_t>(g * chunks.count + c)];
     }
     for (std::int64_t n = chunks.begin(c); n < chunks.end(c); ++n) {
@@ -112,6 +112,10 @@ void pack_rows_cpu(const PackRows& a) {
       }
     }
   });
+}
+
+void pack_rows_cpu(const PackRows& a) {
+  for (int i = 0; i < a.count; ++i) pack_selection(a.selection[i], a);
 }
 
 std::int64_t row_grain(std::int64_t C) { return std::max<std::int64_t>(1, kCopyElements / C); }
@@ -250,8 +254,7 @@ namespace {
 
 // counted [3 + groups·sequences]: the first invalid token, tokens kept, offsets. All slots have
 // room.
-PackedRows packed(const Tensor& heads_any, const Tensor& counted, std::int64_t groups,
-                  std::int64_t sequences, bool known) {
+PackedRows room_for(const Tensor& heads_any, const Tensor& counted, std::int64_t sequences) {
   PackedRows out;
   out.heads = heads_any.contiguous();
   out.sequence_count = sequences;
@@ -261,20 +264,39 @@ PackedRows packed(const Tensor& heads_any, const Tensor& counted, std::int64_t g
   out.row_of = Tensor::empty(out.heads.shape(), DType::i32, device);
   out.token = Tensor::empty({out.heads.numel()}, DType::i32, device);
   out.time = Tensor::empty({out.heads.numel()}, DType::i32, device);
-  if (out.heads.numel() == 0) return out;
-  proteus::pack_rows(
-      device, {.heads = out.heads.data<std::int32_t>(),
-               .offsets = out.offsets.data<std::int32_t>(),
-               .invalid_token = known ? nullptr : counted.slice(0, 0, 1).data<std::int32_t>(),
-               .kept = known ? nullptr : counted.slice(0, 1, 2).data<std::int32_t>(),
-               .token = out.token.data<std::int32_t>(),
-               .time = out.time.data<std::int32_t>(),
-               .row_of = out.row_of.data<std::int32_t>(),
-               .tokens = out.heads.size(0),
-               .slots = out.heads.size(1),
-               .groups = groups,
-               .sequences = sequences});
   return out;
+}
+
+PackSelection selection_of(const PackedRows& rows, const Tensor& counted, bool known) {
+  return {.heads = rows.heads.data<std::int32_t>(),
+          .offsets = rows.offsets.data<std::int32_t>(),
+          .invalid_token = known ? nullptr : counted.slice(0, 0, 1).data<std::int32_t>(),
+          .kept = known ? nullptr : counted.slice(0, 1, 2).data<std::int32_t>(),
+          .token = rows.token.data<std::int32_t>(),
+          .time = rows.time.data<std::int32_t>(),
+          .row_of = rows.row_of.data<std::int32_t>(),
+          .slots = rows.slots()};
+}
+
+// Those that have a slot, kMostSelections at a time.
+void pack_all(const std::vector<PackedRows>& all, const Tensor& counted, std::int64_t groups,
+              bool known) {
+  const Device device = counted.device();
+  PackRows args;
+  args.count = 0;
+  args.tokens = all[0].tokens();
+  args.groups = groups;
+  args.sequences = all[0].sequences();
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (all[i].heads.numel() > 0) {
+      args.selection[args.count++] =
+          selection_of(all[i], counted.select(0, static_cast<std::int64_t>(i)), known);
+    }
+    const bool last = i + 1 == all.size();
+    if (args.count == 0 || (args.count < kMostSelections && !last)) continue;
+    proteus::pack_rows(device, args);
+    args.count = 0;
+  }
 }
 
 // What the host had to know: are the heads valid, and how many rows are there?
@@ -305,12 +327,17 @@ std::vector<PackedRows> pack_rows(std::span<const Tensor> heads, std::int64_t gr
   const bool known = slots == Slots::filled && device != kCpu;
   // What the host has to know lies together: reading it back is the one wait.
   const auto count = static_cast<std::int64_t>(heads.size());
-  const Tensor counted = Tensor::zeros({count, groups * sequences + 3}, DType::i32, device);
+  // An empty selection has its offsets from here.
+  const bool whole = known && std::all_of(heads.begin(), heads.end(),
+                                          [](const Tensor& h) { return h.numel() > 0; });
+  const Shape shape{count, groups * sequences + 3};
+  const Tensor counted =
+      whole ? Tensor::empty(shape, DType::i32, device) : Tensor::zeros(shape, DType::i32, device);
   std::vector<PackedRows> out;
   for (std::int64_t i = 0; i < count; ++i) {
-    out.push_back(
-        packed(heads[static_cast<std::size_t>(i)], counted.select(0, i), groups, sequences, known));
+    out.push_back(room_for(heads[static_cast<std::size_t>(i)], counted.select(0, i), sequences));
   }
+  pack_all(out, counted, groups, known);
   if (known) return out;
   const Tensor host = counted.to(kCpu);
   for (std::int64_t i = 0; i < count; ++i) {

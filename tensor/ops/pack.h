@@ -34,7 +34,7 @@ struct PackedRows {
 /// are not ascending in [0, groups) with −1 only at the end, or −1 if all are right; otherwise
 /// nothing else is defined. kept [1]: tokens whose first slot is not empty. Both are null where the
 /// heads are known to be right.
-struct PackRows {
+struct PackSelection {
   const std::int32_t* heads = nullptr;
   std::int32_t* offsets = nullptr;
   std::int32_t* invalid_token = nullptr;
@@ -42,7 +42,16 @@ struct PackRows {
   std::int32_t* token = nullptr;
   std::int32_t* time = nullptr;
   std::int32_t* row_of = nullptr;
-  std::int64_t tokens = 0, slots = 0, groups = 0, sequences = 1;
+  std::int64_t slots = 0;
+};
+
+constexpr int kMostSelections = 2;  // of one call: a layer has two roles
+
+/// The first `count` selections of the same tokens, each on its own.
+struct PackRows {
+  PackSelection selection[kMostSelections];
+  int count = 1;
+  std::int64_t tokens = 0, groups = 0, sequences = 1;
 };
 extern Slot<PackRows> pack_rows;
 

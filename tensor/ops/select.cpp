@@ -278,7 +278,7 @@ void topk_typed(const TopkFwd& a) {
     }
   });
   const auto bad = std::find_if(invalid.begin(), invalid.end(), [](auto n) { return n != kNone; });
-  *a.invalid_row = bad == invalid.end() ? kNone : *bad;
+  if (a.invalid_row) *a.invalid_row = bad == invalid.end() ? kNone : *bad;
 }
 
 void topk_cpu(const TopkFwd& a) {
@@ -379,20 +379,21 @@ Tensor topk_heads(const Tensor& scores_any, std::int64_t k, const Tensor& theta_
   const Tensor scores = scores_any.contiguous();
   const Tensor theta = theta_any.defined() ? theta_any.contiguous() : theta_any;
   const Tensor count = count_any.defined() ? count_any.contiguous() : count_any;
-  const Tensor invalid = Tensor::empty({1}, DType::i32, device);
+  const bool refuse = nan_rows == NanRows::refuse;
+  const Tensor invalid = refuse ? Tensor::empty({1}, DType::i32, device) : Tensor();
   topk_fwd(device, {.scores = scores.raw(),
                     .theta = theta.defined() ? theta.raw() : nullptr,
                     .count = count.defined() ? count.data<std::int32_t>() : nullptr,
                     .extra = marks.defined() ? marks.data<std::int32_t>() : nullptr,
                     .heads = heads.data<std::int32_t>(),
-                    .invalid_row = invalid.data<std::int32_t>(),
+                    .invalid_row = refuse ? invalid.data<std::int32_t>() : nullptr,
                     .N = N,
                     .H = H,
                     .k = k,
                     .extras = extras,
                     .nan_takes_first = nan_rows == NanRows::take_first,
                     .dtype = scores.dtype()});
-  if (nan_rows != NanRows::refuse) return heads;
+  if (!refuse) return heads;
   const auto row = static_cast<std::int64_t>(invalid.item());
   if (row >= 0) {
     throw NumericError(call + ": scores: row " + std::to_string(row) + " has a NaN" +

@@ -16,8 +16,8 @@ constexpr std::int32_t kNanHead = -2;
 /// values (equal values: the lower index), ascending, then −1. theta [H] and count [N] may be null
 /// (0 and k). Where extra [H] is not null, marked columns do not compete: each is added to a row's
 /// list, if that is not empty, where its value is above the least on it; heads is then [N, k +
-/// extras]. invalid_row [1] becomes the first row with a NaN, or −1; such a row's heads are
-/// kNanHead, or 0 to k − 1 with nan_takes_first.
+/// extras]. invalid_row [1], where it is not null, becomes the first row with a NaN, or −1; such a
+/// row's heads are kNanHead, or 0 to k − 1 with nan_takes_first.
 struct TopkFwd {
   const void* scores = nullptr;
   const void* theta = nullptr;

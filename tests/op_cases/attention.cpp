@@ -1,5 +1,6 @@
 #include "autograd/attention.h"
 
+#include "autograd/elementwise.h"
 #include "tests/op_cases/families.h"
 
 namespace proteus::testing {
@@ -38,9 +39,9 @@ OpCase separate_case(const std::string& variant, const Shape& q, std::int64_t ke
 }
 
 // Packed rows with key bias and sink, as the routed heads use them: two segments of different
-// sizes.
-OpCase rows_case(const std::string& variant, std::int64_t D, double dropout) {
-  const auto run = [dropout](const std::vector<Variable>& v) {
+// sizes. `own`: of rows that nobody else has, whose gradients take their places.
+OpCase rows_case(const std::string& variant, std::int64_t D, double dropout, bool own = false) {
+  const auto run = [dropout, own](const std::vector<Variable>& v) {
     AttentionPlan plan;
     plan.segments =
         Tensor::from({0, 0, 0, 0, 3, 5, 0, 0, 3, 5, 3, 3, 4, 2, 1, 0}, {2, 8}, DType::i64);
@@ -51,12 +52,15 @@ OpCase rows_case(const std::string& variant, std::int64_t D, double dropout) {
     plan.hi = plan.hi.to(v[0].device());
     plan.slots = 7;
     plan.anchors = 1;
+    plan.whole = own;
     AttentionOptions options;
     options.sink_scale = 0.7;
     options.dropout = dropout;
     options.key = {5, 9};
     // Bias and sink are in the accumulation type, also for bf16 rows.
-    return attention(v[0], v[1], v[2], v[3], v[4], plan, options);
+    if (!own) return attention(v[0], v[1], v[2], v[3], v[4], plan, options);
+    const auto copy = [](const Variable& x) { return scale(x, 1); };
+    return copy(attention(copy(v[0]), copy(v[1]), copy(v[2]), v[3], v[4], plan, options));
   };
   return {.op = "attention",
           .variant = variant,
@@ -101,6 +105,8 @@ OpFamily attention_family() {
       rows_case("segments width 5", 5, 0),
       rows_case("segments dropout", 8, 0.3),
       rows_case("segments width 1", 1, 0),
+      rows_case("segments of own rows", 4, 0, true),
+      rows_case("segments of own rows, dropout", 5, 0.3, true),
       separate_case("2x3x1x9 of 5 keys", {2, 3, 1, 9}, 5),
       large(packed_case("64x256x6x64", {64, 256, 3, 6, 64})),
       large(packed_case("1x2048x6x64", {1, 2048, 3, 6, 64})),

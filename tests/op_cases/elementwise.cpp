@@ -107,6 +107,25 @@ OpCase scale_rows_case(std::int64_t M, std::int64_t D) {
           .bytes = 8.0 * static_cast<double>(M * D)};
 }
 
+OpCase open_rows_case(std::int64_t M, std::int64_t D) {
+  OpCase c = scale_rows_case(M, D);
+  c.op = "open_rows";
+  c.run = [](const auto& v) { return open_rows(v[0], v[1], 1.5, 0.25); };
+  return c;
+}
+
+// The gradient of x begins with that of the same x elsewhere, and is added to in place.
+OpCase added_key_shift_case(const Shape& shape) {
+  return {.op = "key_shift",
+          .variant = name_of(shape) + " added",
+          .slots = {"key_shift_fwd", "key_shift_bwd"},
+          .inputs = {{shape}, {{shape[2]}}},
+          .run = [](const auto& v) {
+            const Variable shifted = key_shift(v[0], v[1]);
+            return add(shifted, square(v[0]));
+          }};
+}
+
 OpCase key_shift_case(const Shape& shape) {
   return {.op = "key_shift",
           .variant = name_of(shape),
@@ -132,6 +151,10 @@ void add_fused(OpFamily& family) {
            {1, 1}, {1, 8}, {8, 1}, {3, 5}, {0, 4}, {17, 16}, {33, 3}, {5, 70}}) {
     family.cases.push_back(scale_rows_case(M, D));
   }
+  for (const auto& [M, D] : std::vector<std::pair<std::int64_t, std::int64_t>>{
+           {1, 1}, {1, 8}, {8, 1}, {3, 5}, {0, 4}, {17, 16}, {33, 64}, {5, 70}}) {
+    family.cases.push_back(open_rows_case(M, D));
+  }
   family.cases.push_back(large(scale_rows_case(16384, 64)));
   for (const Shape& shape : std::vector<Shape>{{1, 1, 1},
                                                {1, 5, 3},
@@ -143,6 +166,11 @@ void add_fused(OpFamily& family) {
                                                {3, 50, 4}}) {
     family.cases.push_back(key_shift_case(shape));
   }
+  // Eight columns at a time, more rows than a block sums, sequences that end inside of a block.
+  for (const Shape& shape : std::vector<Shape>{{2, 6, 5}, {3, 50, 16}, {1, 300, 8}, {7, 1, 8}}) {
+    family.cases.push_back(added_key_shift_case(shape));
+  }
+  family.cases.push_back(key_shift_case({3, 70, 72}));
   family.cases.push_back(large(key_shift_case({12, 256, 384})));
 }
 
@@ -210,6 +238,7 @@ OpFamily elementwise_family() {
       family, "pow", [](const Variable& x) { return pow(x, 1.5); }, Fill::positive);
   add_unary(family, "sigmoid", sigmoid);
   add_unary(family, "log_sigmoid", log_sigmoid);
+  add_unary(family, "scaled_log_sigmoid", [](const Variable& x) { return log_sigmoid(x, 0.75); });
   add_unary(family, "tanh", tanh);
   add_unary(family, "gelu", gelu);
   add_unary(family, "silu", silu);

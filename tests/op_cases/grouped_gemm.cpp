@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "autograd/elementwise.h"
 #include "tests/op_cases/families.h"
 
 namespace proteus::testing {
@@ -65,6 +66,16 @@ OpCase base_case(const std::string& variant, const Packing& p, std::int64_t D, s
   return c;
 }
 
+// The result takes the memory of the base.
+OpCase own_base_case(const std::string& variant, const Packing& p, std::int64_t D, std::int64_t C) {
+  OpCase c = base_case(variant, p, D, C);
+  c.variant += " of its own";
+  c.run = [p](const auto& v) {
+    return grouped_combine(v[0], v[1], packed(p, v[0].device()), scale(v[2], 2));
+  };
+  return c;
+}
+
 OpCase large(OpCase c) {
   c.bench_only = true;
   return c;
@@ -85,6 +96,7 @@ OpFamily grouped_gemm_family() {
     family.cases.push_back(linear_case(name, p, C, D));
     family.cases.push_back(combine_case(name, p, D, C));
     family.cases.push_back(base_case(name, p, D, C));
+    family.cases.push_back(own_base_case(name, p, D, C));
   }
   family.cases.push_back(large(linear_case("many blocks", {3, 130, 5, 2}, 70, 40)));
   family.cases.push_back(large(combine_case("many blocks", {3, 130, 5, 2}, 40, 150)));

@@ -12,8 +12,9 @@ struct Sizes {
 };
 
 // Gates dealt out to heads in turn, so that neighbours in the table belong to different heads; the
-// last ones all go to head 0, so that heads differ in size.
+// last ones all go to head 0, so that heads differ in size, unless there is one for each.
 std::int64_t head_of(const Sizes& s, std::int64_t gate) {
+  if (s.gates == s.heads) return s.heads - 1 - gate;
   return gate < s.gates - s.gates / 4 ? gate % s.heads : 0;
 }
 
@@ -217,7 +218,8 @@ OpFamily routing_family() {
       {"3x13", 39, 16, 20, 6, 2, 3},     {"uneven heads", 10, 7, 5, 4, 2, 2},
       {"0 tokens", 0, 4, 6, 3, 2, 1},    {"40 gates", 11, 8, 40, 5, 2, 1},
       {"150 gates", 5, 4, 150, 2, 1, 1}, {"R 70", 5, 70, 4, 2, 2, 1},
-      {"R 260", 3, 260, 3, 2, 1, 1}};
+      {"R 260", 3, 260, 3, 2, 1, 1},     {"single gates", 21, 64, 12, 12, 10, 3},
+      {"3 single", 7, 68, 3, 3, 3, 1}};
   for (const Sizes& s : sizes) {
     family.cases.push_back(rows_case(s, true));
     family.cases.push_back(rows_case(s, false));

@@ -42,6 +42,26 @@ void add_slices(OpFamily& family) {
   }
 }
 
+// The parts differ in weight, and the last one is not used: its gradient is zero.
+void add_splits(OpFamily& family) {
+  for (const auto& [shape, dim] : std::vector<std::pair<Shape, int>>{{{6}, 0},
+                                                                     {{2, 3}, 1},
+                                                                     {{3, 4}, 0},
+                                                                     {{2, 9, 4}, -2},
+                                                                     {{0, 3}, 1},
+                                                                     {{3, 0}, 0},
+                                                                     {{1, 2, 2, 12}, 3},
+                                                                     {{21, 5}, 0}}) {
+    add_case(
+        family, "split", to_string(shape) + " dim " + std::to_string(dim), {shape},
+        [d = dim](const auto& v) {
+          const auto parts = split(v[0], d, 3);
+          return add(parts[0], scale(parts[1], 2));
+        },
+        shape.numel() > 0 ? std::vector<std::string>{"strided_copy"} : std::vector<std::string>{});
+  }
+}
+
 void add_concats(OpFamily& family) {
   const std::vector<std::pair<std::vector<Shape>, int>> parts{
       {{{3}, {4}}, 0},
@@ -131,6 +151,11 @@ std::vector<ErrorCase> errors() {
          slice(f32({2, 3}), 2, 0, 1);
        },
        "ShapeError", "slice: dim: expected -2 to 1, got 2"},
+      {"split into unequal parts",
+       [] {
+         split(f32({2, 3}), 1, 2);
+       },
+       "ShapeError", "split(x, dim, parts): parts: expected a divisor of 3 (= x.shape[1]), got 2"},
       {"concat of nothing", [] { concat({}, 0); }, "ShapeError",
        "concat(parts, dim): parts: expected at least one, got none"},
       {"concat of other widths",
@@ -180,6 +205,7 @@ std::vector<ErrorCase> errors() {
 OpFamily view_family() {
   OpFamily family{"view", {}, errors()};
   add_slices(family);
+  add_splits(family);
   add_concats(family);
   add_reshapes(family);
   add_transposes(family);

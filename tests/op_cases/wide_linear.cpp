@@ -26,9 +26,11 @@ OpFamily wide_linear_family() {
       wide_case("2x5x7", {2, 5, 7}, 3),     wide_case("0x4 empty", {0, 4}, 3),
       wide_case("17x13 odd", {17, 13}, 11), wide_case("5x64", {5, 64}, 1),
       wide_case("2x3x16", {2, 3, 16}, 8),   wide_case("67x32 more rows", {67, 32}, 16),
+      wide_case("3x64", {3, 64}, 2),        wide_case("130x64", {130, 64}, 4),
+      wide_case("2x128", {2, 128}, 70),
   };
-  for (OpCase large :
-       {wide_case("1x4096x512", {1, 4096, 512}, 64), wide_case("300x40", {300, 40}, 24)}) {
+  for (OpCase large : {wide_case("1x4096x512", {1, 4096, 512}, 64),
+                       wide_case("300x40", {300, 40}, 24), wide_case("300x448", {300, 448}, 130)}) {
     large.bench_only = true;
     family.cases.push_back(large);
   }

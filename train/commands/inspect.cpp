@@ -167,7 +167,8 @@ ordered_json inspect_checkpoint(const std::string& path) {
                     {"kind", "checkpoint"},
                     {"model", saved.arm},
                     {"vocab", saved.vocab},
-                    {"seed", saved.seed}};
+                    {"seed", saved.seed},
+                    {"attention", attention_path(saved.options, arm_named(saved.arm, "arm"))}};
   json["step"] = nullptr;
   json["batches"] = nullptr;
   if (!texts.state.empty()) {
@@ -247,10 +248,11 @@ int run_inspect(const Options& options) {
   }
   if (json["kind"] == "checkpoint") {
     fmt::print(
-        "{}: checkpoint of {}, step {}, vocabulary {}, seed {}; sizes and hashes are right\n",
+        "{}: checkpoint of {}, step {}, vocabulary {}, seed {}, attention {}; sizes and hashes are "
+        "right\n",
         json["path"].get<std::string>(), json["model"].get<std::string>(),
         json["step"].is_null() ? "unknown" : json["step"].dump(), json["vocab"].get<std::int64_t>(),
-        json["seed"].get<std::uint64_t>());
+        json["seed"].get<std::uint64_t>(), json["attention"].get<std::string>());
   }
   for (const auto& part : json["files"]) print_file(part);
   return 0;
