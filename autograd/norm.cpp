@@ -19,7 +19,7 @@ Variable layernorm(const Variable& x, const Variable& any_gamma, const Variable&
       "layernorm", {x, gamma, beta}, fwd.y, {x.value(), value_or_none(gamma), fwd.mean, fwd.rstd},
       [](const Backward& ctx) -> Gradients {
         auto g = ops::norm_backward(ctx.saved(0), ctx.saved(1), {{}, ctx.saved(2), ctx.saved(3)},
-                                    ctx.dy(), ctx.needs(2));
+                                    ctx.dy(), ctx.needs(2), ctx.sum(0));
         return {g.dx, g.dgamma, g.dbeta};
       });
 }
@@ -30,7 +30,7 @@ Variable rmsnorm(const Variable& x, const Variable& any_gamma, double eps) {
   return record("rmsnorm", {x, gamma}, fwd.y, {x.value(), value_or_none(gamma), fwd.rstd},
                 [](const Backward& ctx) -> Gradients {
                   auto g = ops::norm_backward(ctx.saved(0), ctx.saved(1), {{}, {}, ctx.saved(2)},
-                                              ctx.dy(), false);
+                                              ctx.dy(), false, ctx.sum(0));
                   return {g.dx, g.dgamma};
                 });
 }

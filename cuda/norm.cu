@@ -1,6 +1,6 @@
-// LayerNorm and RMSNorm of tensor/ops/norm.h on a GPU: a row belongs to a warp, or to a block where
-// it is long, and is read again from the caches for every pass over it. Gradients of usual rows
-// hold them in registers, and sum those of gamma and beta on the way.
+// LayerNorm and RMSNorm of tensor/ops/norm.h on a GPU: a row belongs to a warp, which holds it in
+// registers; or to a block where it is long, and is then read again from the caches for every pass
+// over it. Gradients of usual rows sum those of gamma and beta on the way.
 #include <cmath>
 
 #include "cuda/column_sums.cuh"
@@ -69,6 +69,96 @@ __global__ void norm_fwd_kernel(const NormArgs<T> a) {
   }
 }
 
+// The longest row that a warp holds: 32 elements a lane.
+constexpr std::int64_t kHeldRow = 1024;
+
+/// The first column of a lane's i-th pack.
+template <int V>
+__device__ int held_column(int i) {
+  return (i * kWarp + static_cast<int>(threadIdx.x) % kWarp) * V;
+}
+
+/// Calls fn(packs of a lane) as an integral constant, for rows of C <= kHeldRow.
+template <class T, class F>
+void dispatch_held(std::int64_t C, F&& fn) {
+  constexpr int kStep = 8 / kPackOf<T>;  // packs in 8 elements of a lane
+  if (C <= 256) {
+    fn(std::integral_constant<int, kStep>{});
+  } else if (C <= 512) {
+    fn(std::integral_constant<int, 2 * kStep>{});
+  } else if (C <= 768) {
+    fn(std::integral_constant<int, 3 * kStep>{});
+  } else {
+    fn(std::integral_constant<int, 4 * kStep>{});
+  }
+}
+
+template <class T>
+bool row_is_held(bool packed, std::int64_t C) {
+  return packed && C % kPackOf<T> == 0 && C <= kHeldRow;
+}
+
+// The same in one pass.
+template <class T, int V, int kPacks, bool kCentre>
+__global__ void __launch_bounds__(kBlock) norm_fwd_held_kernel(const NormArgs<T> a) {
+  using A = accum_t<T>;
+  using Groups = RowGroups<kWarp>;
+  for (std::int64_t row = Groups::first(); row < a.rows; row += Groups::step()) {
+    Pack<T, V> x[kPacks];
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      if (held_column<V>(i) < a.C) x[i] = load_pack<V>(a.x + row * a.C + held_column<V>(i));
+    }
+    A mean = 0;
+    A var = 0;
+    const auto each = [&](auto&& fn) {
+#pragma unroll
+      for (int i = 0; i < kPacks; ++i) {
+        if (held_column<V>(i) >= a.C) continue;
+#pragma unroll
+        for (int j = 0; j < V; ++j) fn(A(x[i][j]));
+      }
+    };
+    if constexpr (kCentre) {
+      each([&](A value) { mean += value; });
+      mean = warp_reduce(mean, Plus{}) / static_cast<A>(a.C);
+    }
+    each([&](A value) { var += (value - mean) * (value - mean); });
+    var = warp_reduce(var, Plus{}) / static_cast<A>(a.C);
+    const A rstd = A(1) / std::sqrt(var + a.eps);
+    if (Groups::lane() == 0) {
+      if constexpr (kCentre) a.mean[row] = mean;
+      a.rstd[row] = rstd;
+    }
+#pragma unroll
+    for (int i = 0; i < kPacks; ++i) {
+      const int column = held_column<V>(i);
+      if (column >= a.C) continue;
+      Pack<T, V> gamma;
+      Pack<T, V> beta;
+      if (a.gamma) gamma = load_pack<V>(a.gamma + column);
+      if (a.beta) beta = load_pack<V>(a.beta + column);
+#pragma unroll
+      for (int j = 0; j < V; ++j) {
+        const A scale = a.gamma ? A(gamma[j]) : A(1);
+        const A shift = a.beta ? A(beta[j]) : A(0);
+        x[i][j] = T((A(x[i][j]) - mean) * rstd * scale + shift);
+      }
+      store_pack(a.y + row * a.C + column, x[i]);
+    }
+  }
+}
+
+/// Of two numbers that are rounded already: not fused with the product that made one of them.
+template <class T>
+__device__ T rounded_sum(T a, T b) {
+  if constexpr (std::is_same_v<T, double>) {
+    return __dadd_rn(a, b);
+  } else {
+    return T(__fadd_rn(static_cast<float>(a), static_cast<float>(b)));
+  }
+}
+
 template <class T>
 struct NormGradArgs {
   using A = accum_t<T>;
@@ -79,6 +169,7 @@ struct NormGradArgs {
   const T* dy;
   T* dx;
   std::int64_t rows, C;
+  bool add_dx;
 };
 
 // With x̂ = (x − mean)·rstd and g = dy·gamma: dx = rstd·(g − mean(g) − x̂·mean(g·x̂)); RMSNorm lacks
@@ -115,10 +206,12 @@ __global__ void norm_bwd_kernel(const NormGradArgs<T> a) {
       Pack<T, V> gamma;
       if (a.gamma) gamma = load_pack<V>(a.gamma + c);
       Pack<T, V> dx;
+      if (a.add_dx) dx = load_pack<V>(a.dx + row * a.C + c);
 #pragma unroll
       for (int j = 0; j < V; ++j) {
         const A g = A(d[j]) * (a.gamma ? A(gamma[j]) : A(1));
-        dx[j] = T(rstd * (g - sum - (A(p[j]) - mean) * rstd * dot));
+        const T own = T(rstd * (g - sum - (A(p[j]) - mean) * rstd * dot));
+        dx[j] = a.add_dx ? rounded_sum(dx[j], own) : own;
       }
       store_pack(a.dx + row * a.C + c, dx);
     }
@@ -154,15 +247,6 @@ struct StoreGains {
   }
 };
 
-// The longest row whose gradient is made in one pass: a lane holds 32 elements of it.
-constexpr std::int64_t kHeldRow = 1024;
-
-/// The first column of a lane's i-th pack.
-template <int V>
-__device__ int held_column(int i) {
-  return (i * kWarp + static_cast<int>(threadIdx.x) % kWarp) * V;
-}
-
 // out[c] = Σ over the warps of a block, in order, of what their lanes hold of column c.
 template <int V, int kElements, class A>
 __device__ void store_block_sums(const A (&held)[kElements], std::int64_t C, A* out) {
@@ -185,11 +269,18 @@ __device__ void store_block_sums(const A (&held)[kElements], std::int64_t C, A* 
   }
 }
 
+/// Blocks of a multiprocessor for rows of so many elements a lane, as registers allow: unasked, the
+/// compiler keeps every bf16 as an f32 too, and then one block alone does not keep memory busy.
+template <class T>
+constexpr int blocks_of_held(int elements) {
+  return std::is_same_v<T, bfloat16> && elements <= 24 ? 2 : 1;
+}
+
 // dx, and the block's part of Σ dy·x̂ and Σ dy in the same pass: a warp holds a row, and its lanes
 // the sums of their columns over the rows [blockIdx.x·rows_each, …) of the block. The warps' sums
 // are added in order. partial [blocks, 2, C].
 template <class T, int V, int kPacks, bool kCentre>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, blocks_of_held<T>(V* kPacks))
     norm_bwd_held_kernel(const NormGradArgs<T> a, std::int64_t rows_each, accum_t<T>* partial) {
   using A = accum_t<T>;
   constexpr int kWarps = kBlock / kWarp;
@@ -208,9 +299,11 @@ __global__ void __launch_bounds__(kBlock)
   for (std::int64_t row = blockIdx.x * rows_each + warp; row < end; row += kWarps) {
     Pack<T, V> x[kPacks];
     Pack<T, V> dy[kPacks];
+    Pack<T, V> dx[kPacks];
 #pragma unroll
     for (int i = 0; i < kPacks; ++i) {
       if (column(i) >= a.C) continue;
+      if (a.add_dx) dx[i] = load_pack<V>(a.dx + row * a.C + column(i));
       x[i] = load_pack<V>(a.x + row * a.C + column(i));
       dy[i] = load_pack<V>(a.dy + row * a.C + column(i));
     }
@@ -236,13 +329,13 @@ __global__ void __launch_bounds__(kBlock)
 #pragma unroll
     for (int i = 0; i < kPacks; ++i) {
       if (column(i) >= a.C) continue;
-      Pack<T, V> dx;
 #pragma unroll
       for (int j = 0; j < V; ++j) {
         const A g = A(dy[i][j]) * A(gamma[i][j]);
-        dx[j] = T(rstd * (g - sum - (A(x[i][j]) - mean) * rstd * dot));
+        const T own = T(rstd * (g - sum - (A(x[i][j]) - mean) * rstd * dot));
+        dx[i][j] = a.add_dx ? rounded_sum(dx[i][j], own) : own;
       }
-      store_pack(a.dx + row * a.C + column(i), dx);
+      store_pack(a.dx + row * a.C + column(i), dx[i]);
     }
   }
   store_block_sums<V>(gain, a.C, partial + 2 * blockIdx.x * a.C);
@@ -259,25 +352,23 @@ void norm_bwd_held(const NormGradArgs<T>& a, const StoreGains<T>& store) {
   const std::int64_t blocks = ceil_div(a.rows, rows_each);
   const Storage memory = scratch(static_cast<std::size_t>(blocks * 2 * a.C) * sizeof(A));
   A* partial = static_cast<A*>(memory.data());
-  const auto run = [&](auto packs) {
+  dispatch_held<T>(a.C, [&](auto packs) {
     launch("norm_bwd", norm_bwd_held_kernel<T, V, decltype(packs)::value, kCentre>,
            static_cast<unsigned>(blocks), kBlock, 0, a, rows_each, partial);
-  };
-  constexpr int kStep = 8 / V;  // packs in 8 elements of a lane
-  if (a.C <= 256) {
-    run(std::integral_constant<int, kStep>{});
-  } else if (a.C <= 512) {
-    run(std::integral_constant<int, 2 * kStep>{});
-  } else if (a.C <= 768) {
-    run(std::integral_constant<int, 3 * kStep>{});
-  } else {
-    run(std::integral_constant<int, 4 * kStep>{});
-  }
+  });
   using Load = LoadPartial<A, 2>;
   const std::int64_t tiles = ceil_div(a.C, kColumnTile);
   launch("norm_bwd", column_sums_kernel<A, 2, kChunkLanes, Load, StoreGains<T>>,
          static_cast<unsigned>(tiles), dim3(kColumnTile, kChunkLanes), 0, blocks, a.C, tiles,
          blocks, Load{partial, blocks, a.C}, store);
+}
+
+template <class T, bool kCentre>
+void norm_fwd_held(const NormArgs<T>& a) {
+  dispatch_held<T>(a.C, [&](auto packs) {
+    launch("norm_fwd", norm_fwd_held_kernel<T, kPackOf<T>, decltype(packs)::value, kCentre>,
+           RowGroups<kWarp>::blocks(a.rows), kBlock, 0, a);
+  });
 }
 
 // Calls fn(elements per access, threads per row, centre) as integral constants.
@@ -314,6 +405,11 @@ void norm_fwd_cuda(const NormFwd& n) {
                         n.C,
                         static_cast<A>(n.eps)};
     const bool packed = can_pack<T, kPackOf<T>>(a.x, a.gamma, a.beta, a.y);
+    if constexpr (!std::is_same_v<T, double>) {
+      if (row_is_held<T>(packed, n.C)) {
+        return n.centre ? norm_fwd_held<T, true>(a) : norm_fwd_held<T, false>(a);
+      }
+    }
     dispatch_norm<T>(packed, n.C, n.centre, [&](auto V, auto threads, auto centre) {
       using Groups = RowGroups<decltype(threads)::value>;
       launch(
@@ -336,11 +432,12 @@ void norm_bwd_cuda(const NormBwd& n) {
                             static_cast<const T*>(n.dy),
                             static_cast<T*>(n.dx),
                             n.rows,
-                            n.C};
+                            n.C,
+                            n.add_dx};
     const bool packed = can_pack<T, kPackOf<T>>(a.x, a.gamma, a.dy, a.dx);
     const StoreGains<T> store{static_cast<T*>(n.dgamma), static_cast<T*>(n.dbeta)};
     if constexpr (!std::is_same_v<T, double>) {
-      if (packed && n.C % kPackOf<T> == 0 && n.C <= kHeldRow && (n.dgamma || n.dbeta)) {
+      if (row_is_held<T>(packed, n.C) && (n.dgamma || n.dbeta)) {
         return n.centre ? norm_bwd_held<T, true>(a, store) : norm_bwd_held<T, false>(a, store);
       }
     }

@@ -53,10 +53,11 @@ void norm_bwd_typed(const NormBwd& a) {
   std::vector<A> partial(static_cast<std::size_t>(a.dgamma || a.dbeta ? chunks * 2 * a.C : 0));
   parallel_for(a.rows, kRowGrain, [&](std::int64_t begin, std::int64_t end) {
     A* dgamma = partial.empty() ? nullptr : partial.data() + begin / kRowGrain * 2 * a.C;
+    std::vector<T> own(static_cast<std::size_t>(a.add_dx ? a.C : 0));  // before it is added
     for (std::int64_t r = begin; r < end; ++r) {
       const T* x = static_cast<const T*>(a.x) + r * a.C;
       const T* dy = static_cast<const T*>(a.dy) + r * a.C;
-      T* dx = static_cast<T*>(a.dx) + r * a.C;
+      T* dx = a.add_dx ? own.data() : static_cast<T*>(a.dx) + r * a.C;
       const A mean = a.centre ? static_cast<const A*>(a.mean)[r] : A(0);
       const A rstd = static_cast<const A*>(a.rstd)[r];
       A sum = 0;
@@ -73,6 +74,11 @@ void norm_bwd_typed(const NormBwd& a) {
       for (std::int64_t c = 0; c < a.C; ++c) {
         const A g = A(dy[c]) * (gamma ? A(gamma[c]) : A(1));
         dx[c] = T(rstd * (g - sum - (A(x[c]) - mean) * rstd * dot));
+      }
+      if (a.add_dx) {
+        T* total = static_cast<T*>(a.dx) + r * a.C;
+#pragma omp simd
+        for (std::int64_t c = 0; c < a.C; ++c) total[c] = T(A(total[c]) + A(dx[c]));
       }
       if (!dgamma) continue;
 #pragma omp simd
@@ -162,26 +168,28 @@ NormResult rmsnorm(const Tensor& x, const Tensor& gamma, double eps) {
 }
 
 NormGrads norm_backward(const Tensor& x_any, const Tensor& gamma_any, const NormResult& saved,
-                        const Tensor& dy_any, bool with_beta) {
+                        const Tensor& dy_any, bool with_beta, const Tensor* sum) {
   const Tensor x = x_any.contiguous();
   const Tensor dy = dy_any.contiguous();
   const Tensor gamma = gamma_any.defined() ? gamma_any.contiguous() : gamma_any;
   NormGrads out;
-  out.dx = Tensor::empty(x.shape(), x.dtype(), x.device());
+  if (!sum) out.dx = Tensor::empty(x.shape(), x.dtype(), x.device());
   if (gamma.defined()) out.dgamma = Tensor::zeros(gamma.shape(), x.dtype(), x.device());
   if (with_beta) out.dbeta = Tensor::zeros({x.size(-1)}, x.dtype(), x.device());
   if (x.numel() == 0) return out;
+  if (sum) sum->bump_version();
   norm_bwd(x.device(), {.x = x.raw(),
                         .gamma = gamma.defined() ? gamma.raw() : nullptr,
                         .mean = saved.mean.defined() ? saved.mean.raw() : nullptr,
                         .rstd = saved.rstd.raw(),
                         .dy = dy.raw(),
-                        .dx = out.dx.raw(),
+                        .dx = sum ? sum->raw() : out.dx.raw(),
                         .dgamma = out.dgamma.defined() ? out.dgamma.raw() : nullptr,
                         .dbeta = out.dbeta.defined() ? out.dbeta.raw() : nullptr,
                         .rows = x.numel() / x.size(-1),
                         .C = x.size(-1),
                         .centre = saved.mean.defined(),
+                        .add_dx = sum != nullptr,
                         .dtype = x.dtype()});
   return out;
 }

@@ -25,7 +25,8 @@ struct NormFwd {
 };
 extern Slot<NormFwd> norm_fwd;
 
-/// dx [rows, C]; dgamma and dbeta [C] may be null.
+/// dx [rows, C], with add_dx rounded and then added to what is there: the bits of two passes.
+/// dgamma and dbeta [C] may be null.
 struct NormBwd {
   const void* x = nullptr;
   const void* gamma = nullptr;
@@ -38,6 +39,7 @@ struct NormBwd {
   std::int64_t rows = 0;
   std::int64_t C = 0;
   bool centre = true;
+  bool add_dx = false;
   DType dtype = DType::f32;
 };
 extern Slot<NormBwd> norm_bwd;
@@ -57,9 +59,10 @@ struct NormGrads {
 /// f32 otherwise. Throws ShapeError, DTypeError.
 NormResult layernorm(const Tensor& x, const Tensor& gamma, const Tensor& beta, double eps = 1e-5);
 NormResult rmsnorm(const Tensor& x, const Tensor& gamma, double eps = 1e-5);
-/// For both: `saved` is what the forward returned (its y is not needed).
+/// For both: `saved` is what the forward returned (its y is not needed). With `sum`, contiguous, dx
+/// is added to it in place and not returned.
 NormGrads norm_backward(const Tensor& x, const Tensor& gamma, const NormResult& saved,
-                        const Tensor& dy, bool with_beta);
+                        const Tensor& dy, bool with_beta, const Tensor* sum = nullptr);
 
 }  // namespace ops
 }  // namespace proteus

@@ -1,5 +1,6 @@
 #include "autograd/norm.h"
 
+#include "autograd/elementwise.h"
 #include "tests/op_cases/families.h"
 
 namespace proteus::testing {
@@ -33,6 +34,13 @@ OpCase rmsnorm_case(const std::string& variant, const Shape& x, bool with_gamma 
   return out;
 }
 
+// As in a block: the norm adds its gradient to what came past it.
+OpCase residual_case(OpCase c) {
+  c.variant += " residual";
+  c.run = [run = c.run](const auto& v) { return add(run(v), v[0]); };
+  return c;
+}
+
 OpCase large(OpCase c) {
   c.bench_only = true;
   return c;
@@ -51,6 +59,13 @@ OpFamily norm_family() {
   for (const auto& [name, shape] : shapes) {
     family.cases.push_back(layernorm_case(name, shape));
     family.cases.push_back(rmsnorm_case(name, shape));
+  }
+  for (const auto& [name, shape] : {std::pair{"2x3x8", Shape{2, 3, 8}},
+                                    {"65x17", Shape{65, 17}},
+                                    {"37x40", Shape{37, 40}},
+                                    {"3x1032", Shape{3, 1032}}}) {
+    family.cases.push_back(residual_case(layernorm_case(name, shape)));
+    family.cases.push_back(residual_case(rmsnorm_case(name, shape)));
   }
   family.cases.push_back(layernorm_case("4x6 no beta", {4, 6}, false));
   family.cases.push_back(rmsnorm_case("4x6 no gamma", {4, 6}, false));
