@@ -13,6 +13,7 @@
   X(gemm)                        \
   X(grouped_gemm)                \
   X(keep)                        \
+  X(linear_loss)                 \
   X(loss)                        \
   X(norm)                        \
   X(optim)                       \

@@ -5,6 +5,7 @@
 // the gradients of h and W are made in the same pass: the logits of a whole batch never exist.
 #pragma once
 
+#include "tensor/ops/gemm.h"
 #include "tensor/slot.h"
 #include "tensor/tensor.h"
 
@@ -25,6 +26,34 @@ struct CrossEntropyFwd {
   DType dlogits_dtype = DType::f32;
 };
 extern Slot<CrossEntropyFwd> cross_entropy_fwd;
+
+/// The same of logits h·wᵀ that nobody keeps, with its gradients: h [rows, C], w [V, C], every
+/// target in [0, V). loss[i] gets the row's own loss, dh [rows, C] its gradient times scale, and dw
+/// [V, C], of the accumulation type, that of w times scale, with add_dw added to what is there. dh
+/// and dw may be null. All are contiguous.
+struct LinearCrossEntropy {
+  const void* h = nullptr;
+  const void* w = nullptr;
+  const std::int64_t* target = nullptr;
+  double* loss = nullptr;
+  void* dh = nullptr;
+  void* dw = nullptr;
+  bool add_dw = false;
+  std::int64_t rows = 0;
+  std::int64_t V = 0;
+  std::int64_t C = 0;
+  double scale = 1;
+  DType dtype = DType::f32;
+};
+extern Slot<LinearCrossEntropy> linear_cross_entropy;
+/// By the slots of products and of cross-entropy, with logits in the accumulation type: the kernel
+/// of a device where it has none of its own for these numbers.
+void linear_cross_entropy_by_logits(Device device, const LinearCrossEntropy& a);
+/// Its products: dh = dz·w, and dw = or += dzᵀ·h, of gradients of logits dz [rows, V] whose rows
+/// are dz_step apart.
+GemmFwd hidden_gradient(const LinearCrossEntropy& a, const void* dz, std::int64_t dz_step);
+GemmFwd weight_gradient(const LinearCrossEntropy& a, const void* dz, std::int64_t dz_step,
+                        const void* h);
 
 /// dst[dst_row[i]] = src[src_row[i]] for i in [0, rows); a null list means row i. Rows are
 /// contiguous, `row_bytes` long and apart. No destination occurs twice.
