@@ -10,6 +10,8 @@
 namespace proteus {
 namespace {
 
+Tensor value_or_none(const Variable& v) { return v.defined() ? v.value() : Tensor(); }
+
 Tensor transposed(const Tensor& t, bool yes) { return yes ? t.transpose(-1, -2) : t; }
 
 // The gradient of one factor, [..., rows, columns] like `like`, summed over the batch dimensions in
@@ -25,12 +27,15 @@ Tensor factor_gradient(const Tensor& like, bool trans, const Tensor& left, const
 
 }  // namespace
 
-Variable linear(const Variable& x, const Variable& weight, const Variable& bias) {
+Variable linear(const Variable& x, const Variable& weight, const Variable& bias,
+                const Variable& residual) {
   const Tensor w = value_beside(weight, x);
-  return record("linear", {x, weight, bias}, ops::linear(x.value(), w, value_beside(bias, x)),
-                {x, w}, [dtype = weight.dtype()](const Backward& ctx) -> Gradients {
+  Tensor y = ops::linear(x.value(), w, value_beside(bias, x), value_or_none(residual));
+  return record("linear", {x, weight, bias, residual}, y, {x, w},
+                [dtype = weight.dtype()](const Backward& ctx) -> Gradients {
                   const Tensor& dy = ctx.dy();
-                  Gradients g(3);
+                  Gradients g(4);
+                  g[3] = dy;
                   if (const Tensor* sum = ctx.sum(0)) {
                     ops::linear_dx_add(*sum, dy, ctx.saved(1));
                   } else if (ctx.needs(0)) {
@@ -66,20 +71,21 @@ Variable linear_gelu(const Variable& x, const Variable& weight, const Variable& 
 }
 
 Variable mlp_gelu(const Variable& x, const Variable& weight1, const Variable& bias1,
-                  const Variable& weight2, const Variable& bias2) {
+                  const Variable& weight2, const Variable& bias2, const Variable& residual) {
   const Tensor w1 = value_beside(weight1, x);
   const Tensor w2 = value_beside(weight2, x);
   auto hidden = ops::linear_gelu(x.value(), w1, value_beside(bias1, x),
                                  will_record({x, weight1, bias1, weight2, bias2}));
-  Tensor y = ops::linear(hidden.y, w2, value_beside(bias2, x));
+  Tensor y = ops::linear(hidden.y, w2, value_beside(bias2, x), value_or_none(residual));
   // In bf16 both are kept: the activation is half as large there, and of a pre-activation that was
   // rounded it would be another value when computed again.
   const bool keep = x.dtype() == DType::bf16;
-  return record("mlp_gelu", {x, weight1, bias1, weight2, bias2}, y,
+  return record("mlp_gelu", {x, weight1, bias1, weight2, bias2, residual}, y,
                 {x.value(), w1, w2, hidden.pre, keep ? hidden.y : Tensor()},
                 [dtype = weight1.dtype(), keep](const Backward& ctx) -> Gradients {
                   const Tensor& dy = ctx.dy();
-                  Gradients g(5);
+                  Gradients g(6);
+                  g[5] = dy;
                   auto d = ops::linear_dx_gelu(dy, ctx.saved(2), ctx.saved(3), !keep);
                   if (keep) d.act = ctx.saved(4);
                   if (ctx.needs(3)) g[3] = ops::linear_dweight(dy, d.act, dtype);

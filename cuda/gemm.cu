@@ -28,6 +28,7 @@ __global__ void plain_gemm_kernel(const __grid_constant__ GemmFwd g) {
     C* c = static_cast<C*>(g.c) + batch * g.c_stride + i * g.ldc + j;
     sum *= static_cast<A>(g.alpha);
     if (g.beta != 0) sum += static_cast<A>(g.beta) * A(*c);
+    if (g.add) sum += A(static_cast<const C*>(g.add)[batch * g.c_stride + i * g.ldc + j]);
     *c = C(sum);
   }
 }
@@ -37,7 +38,7 @@ __global__ void plain_gemm_kernel(const __grid_constant__ GemmFwd g) {
 template <class T, class S, int V>
 __global__ void epilogue_kernel(const __grid_constant__ GemmFwd g, const S* sums,
                                 std::int64_t sums_ld, std::int64_t sums_stride, const T* bias,
-                                GemmEpilogue epilogue) {
+                                const T* add, GemmEpilogue epilogue) {
   using A = accum_t<T>;
   const std::int64_t per_row = g.N / V;
   for (std::int64_t u = first_unit(); u < g.batch * g.M * per_row; u += unit_step()) {
@@ -51,6 +52,11 @@ __global__ void epilogue_kernel(const __grid_constant__ GemmFwd g, const S* sums
     A sum[V];
 #pragma unroll
     for (int k = 0; k < V; ++k) sum[k] = A(from[k]) + (bias ? A(bias[j + k]) : A(0));
+    if (add) {
+      const auto more = load_pack<V>(add + at);
+#pragma unroll
+      for (int k = 0; k < V; ++k) sum[k] += A(more[k]);
+    }
     Pack<T, V> p;
     if (epilogue == GemmEpilogue::gelu_grad) {
       const auto q = load_pack<V>(static_cast<const T*>(pre));
@@ -75,22 +81,22 @@ __global__ void epilogue_kernel(const __grid_constant__ GemmFwd g, const S* sums
   }
 }
 
-// What `done` leaves of the epilogue.
+// What `done` leaves of the epilogue, and `add`, unless it is null.
 template <class T, class S>
 void finish(const GemmFwd& g, const S* sums, std::int64_t sums_ld, std::int64_t sums_stride,
-            const LtDone& done) {
+            const LtDone& done, const T* add = nullptr) {
   constexpr int V = kPackOf<T>;
   const GemmEpilogue epilogue = done.gelu ? GemmEpilogue::none : g.epilogue;
   const T* bias = done.bias ? nullptr : static_cast<const T*>(g.bias);
-  if (!bias && epilogue == GemmEpilogue::none) return;
+  if (!bias && !add && epilogue == GemmEpilogue::none) return;
   const std::int64_t n = g.batch * g.M * g.N;
   if (g.N % V == 0 && g.ldc % V == 0 && g.c_stride % V == 0 && sums_ld % V == 0 &&
-      sums_stride % V == 0 && can_pack<T, V>(g.c, g.pre, g.act) && can_pack<S, V>(sums)) {
+      sums_stride % V == 0 && can_pack<T, V>(g.c, g.pre, g.act, add) && can_pack<S, V>(sums)) {
     launch("gemm_fwd", epilogue_kernel<T, S, V>, blocks_for(n / V), kBlock, 0, g, sums, sums_ld,
-           sums_stride, bias, epilogue);
+           sums_stride, bias, add, epilogue);
   } else {
     launch("gemm_fwd", epilogue_kernel<T, S, 1>, blocks_for(n), kBlock, 0, g, sums, sums_ld,
-           sums_stride, bias, epilogue);
+           sums_stride, bias, add, epilogue);
   }
 }
 
@@ -117,11 +123,13 @@ void multiply_then_finish(const GemmFwd& g) {
   wide.c_stride = g.M * g.N;
   wide.wide_c = true;
   wide.bias = nullptr;
+  wide.add = nullptr;
   wide.pre = nullptr;
   wide.act = nullptr;
   wide.epilogue = GemmEpilogue::none;
   multiply<bfloat16>(wide);
-  finish<bfloat16>(g, static_cast<const float*>(wide.c), wide.ldc, wide.c_stride, {});
+  finish<bfloat16>(g, static_cast<const float*>(wide.c), wide.ldc, wide.c_stride, {},
+                   static_cast<const bfloat16*>(g.add));
 }
 
 struct GeluOf {
@@ -145,7 +153,7 @@ void gelu_grad_by_lt(const GemmFwd& g) {
 
 void gemm_fwd_cuda(const GemmFwd& g) {
   if (g.M == 0 || g.N == 0 || g.batch == 0) return;
-  const bool plain = !g.bias && g.epilogue == GemmEpilogue::none;
+  const bool plain = !g.bias && !g.add && g.epilogue == GemmEpilogue::none;
   if (g.dtype == DType::bf16 && lt_does_gelu_grad(g)) return gelu_grad_by_lt(g);
   if (g.dtype == DType::bf16 && !plain && g.beta == 0 && !(g.K > 0 && lt_finishes(g))) {
     return multiply_then_finish(g);

@@ -167,7 +167,7 @@ void set_epilogue(const Plan& plan, const GemmFwd& g) {
 struct Library {
   std::mutex mutex;
   cublasLtHandle_t handle = nullptr;
-  std::map<std::array<std::int64_t, 18>, std::unique_ptr<Plan>> plans;
+  std::map<std::array<std::int64_t, 19>, std::unique_ptr<Plan>> plans;
 
   Library() { check_lt(cublasLtCreate(&handle), "cublasLtCreate"); }
 };
@@ -193,7 +193,7 @@ bool find_algorithm(const Library& lt, const GemmFwd& g, Plan& plan) {
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES,
                  alignment_of(g.a, g.a_stride, g, g.dtype));
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES,
-                 alignment_of(g.c, g.c_stride, g, c_dtype(g)));
+                 alignment_of(g.add ? g.add : g.c, g.c_stride, g, c_dtype(g)));
   preference.set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES,
                  alignment_of(g.c, g.c_stride, g, c_dtype(g)));
   cublasLtMatmulHeuristicResult_t found{};
@@ -222,7 +222,7 @@ std::unique_ptr<Plan> make_plan(const Library& lt, const GemmFwd& g) {
 }
 
 Plan& plan_for(Library& lt, const GemmFwd& g) {
-  const std::array<std::int64_t, 18> key{static_cast<std::int64_t>(g.dtype),
+  const std::array<std::int64_t, 19> key{static_cast<std::int64_t>(g.dtype),
                                          static_cast<std::int64_t>(g.epilogue),
                                          g.M,
                                          g.N,
@@ -241,6 +241,7 @@ Plan& plan_for(Library& lt, const GemmFwd& g) {
                                          alignment_of(g.b, g.b_stride, g, g.dtype),
                                          alignment_of(g.c, g.c_stride, g, c_dtype(g)),
                                          g.bias ? alignment_of(g.bias, 0, g, g.dtype) : 0,
+                                         g.add ? alignment_of(g.add, 0, g, g.dtype) : 0,
                                          g.pre ? alignment_of(g.pre, g.c_stride, g, g.dtype) : 0};
   auto& found = lt.plans[key];
   if (!found) found = make_plan(lt, g);
@@ -264,14 +265,15 @@ LtDone lt_multiply(const GemmFwd& g) {
   set_epilogue(plan, g);
   const Storage workspace = scratch(plan.workspace);
   const float alpha = static_cast<float>(g.alpha);
-  const float beta = static_cast<float>(g.beta);
+  const float beta = g.add ? 1.0f : static_cast<float>(g.beta);
+  const double beta64 = g.add ? 1.0 : g.beta;
   const bool wide = g.dtype == DType::f64;
   check_lt(
       cublasLtMatmul(lt.handle, plan.operation.handle,
                      wide ? static_cast<const void*>(&g.alpha) : &alpha, g.b, plan.first.handle,
-                     g.a, plan.second.handle, wide ? static_cast<const void*>(&g.beta) : &beta, g.c,
-                     plan.result.handle, g.c, plan.result.handle, &plan.algorithm, workspace.data(),
-                     plan.workspace, current_stream()),
+                     g.a, plan.second.handle, wide ? static_cast<const void*>(&beta64) : &beta,
+                     g.add ? g.add : g.c, plan.result.handle, g.c, plan.result.handle,
+                     &plan.algorithm, workspace.data(), plan.workspace, current_stream()),
       "cublasLtMatmul");
   return plan.done;
 }

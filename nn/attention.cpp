@@ -46,7 +46,11 @@ DenseAttention::DenseAttention(const DenseAttentionConfig& config, double output
   }
 }
 
-Variable DenseAttention::forward(const Variable& x) {
+Variable Attention::forward_onto(const Variable& x, const Variable& residual) {
+  return add(forward(x), residual);
+}
+
+Variable DenseAttention::forward_onto(const Variable& x, const Variable& residual) {
   const std::int64_t B = x.size(0);
   const std::int64_t T = x.size(1);
   const std::int64_t H = config_.heads;
@@ -79,7 +83,7 @@ Variable DenseAttention::forward(const Variable& x) {
     const Variable gate = scale(sigmoid(linear(x, gate_weight_, {})), 2.0);
     y = mul(y, reshape(gate, {B, T, H, 1}));
   }
-  return linear(reshape(y, {B, T, H * D}), out_weight_, out_bias_);
+  return linear(reshape(y, {B, T, H * D}), out_weight_, out_bias_, residual);
 }
 
 double DenseAttention::attention_flops_per_token(std::int64_t T) const {

@@ -20,6 +20,8 @@ class Attention : public Module {
  public:
   /// x and the result are [B, T, C]. Position t sees positions up to t of its own sequence only.
   virtual Variable forward(const Variable& x) = 0;
+  /// residual + forward(x), for a layer whose last product can add it in passing.
+  virtual Variable forward_onto(const Variable& x, const Variable& residual);
   /// What the layer knows of a sequence that has not begun; `cache` is how it will keep keys and
   /// values.
   virtual std::unique_ptr<AttentionState> make_state(CacheType cache) const = 0;
@@ -83,7 +85,8 @@ class DenseAttention : public Attention {
   DenseAttention(const DenseAttentionConfig& config, double output_std, Generator& init,
                  Generator& generator);
 
-  Variable forward(const Variable& x) override;
+  Variable forward(const Variable& x) override { return forward_onto(x, {}); }
+  Variable forward_onto(const Variable& x, const Variable& residual) override;
   std::unique_ptr<AttentionState> make_state(CacheType cache) const override;
   Tensor step(const Tensor& x, std::span<AttentionState* const> states) override;
   double attention_flops_per_token(std::int64_t T) const override;

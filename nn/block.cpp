@@ -17,6 +17,10 @@ Block::Block(std::unique_ptr<Attention> attention, NormKind norm, std::unique_pt
 
 Variable Block::forward(const Variable& x) const {
   const double p = training() ? dropout_ : 0.0;
+  if (p == 0) {
+    const Variable h = attention_.forward_onto(attention_input(x), x);
+    return mlp_.forward_onto(norm2_.forward(h), h);
+  }
   const Variable h = dropout_add(attention_.forward(attention_input(x)), x, p, generator_);
   return dropout_add(mlp_.forward(norm2_.forward(h)), h, p, generator_);
 }

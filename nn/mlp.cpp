@@ -26,11 +26,17 @@ Mlp::Mlp(MlpKind kind, std::int64_t width, std::int64_t hidden, bool bias, doubl
   if (bias) down_bias_ = add_parameter("down.bias", Tensor::zeros({width}, dtype), Decay::no);
 }
 
-Variable Mlp::forward(const Variable& x) {
-  if (kind_ == MlpKind::gelu) return mlp_gelu(x, up_weight_, up_bias_, down_weight_, down_bias_);
+Variable FeedForward::forward_onto(const Variable& x, const Variable& residual) {
+  return add(forward(x), residual);
+}
+
+Variable Mlp::forward_onto(const Variable& x, const Variable& residual) {
+  if (kind_ == MlpKind::gelu) {
+    return mlp_gelu(x, up_weight_, up_bias_, down_weight_, down_bias_, residual);
+  }
   const Variable up = linear(x, up_weight_, up_bias_);
   const Variable gate = linear(x, gate_weight_, {});
-  return linear(swiglu(gate, up), down_weight_, down_bias_);
+  return linear(swiglu(gate, up), down_weight_, down_bias_, residual);
 }
 
 double Mlp::flops_per_token() const {

@@ -16,6 +16,8 @@ class FeedForward : public Module {
   /// x and the result are [B, T, C], or [B, C] for one token of every sequence. Every token is
   /// mapped by itself.
   virtual Variable forward(const Variable& x) = 0;
+  /// See Attention::forward_onto.
+  virtual Variable forward_onto(const Variable& x, const Variable& residual);
   /// Floating-point operations of all products of one token (forward; a multiply-add counts two).
   virtual double flops_per_token() const = 0;
   /// Parameters that one token uses.
@@ -33,7 +35,8 @@ class Mlp : public FeedForward {
   Mlp(MlpKind kind, std::int64_t width, std::int64_t hidden, bool bias, double output_std,
       Generator& init, DType dtype = DType::f32);
 
-  Variable forward(const Variable& x) override;
+  Variable forward(const Variable& x) override { return forward_onto(x, {}); }
+  Variable forward_onto(const Variable& x, const Variable& residual) override;
   double flops_per_token() const override;
 
  private:

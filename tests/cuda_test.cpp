@@ -155,6 +155,9 @@ void add_products(std::vector<OpCase>& cases) {
       const std::vector<OpInput> inputs{{{rows, width}}, {{out, width}}, {{out}}};
       cases.push_back(case_of("linear", {"gemm_fwd", "bias_bwd"}, inputs,
                               [](const auto& v) { return linear(v[0], v[1], v[2]); }));
+      cases.push_back(case_of("linear", {"gemm_fwd", "bias_bwd"},
+                              {{{rows, width}}, {{out, width}}, {{out}}, {{rows, out}}},
+                              [](const auto& v) { return linear(v[0], v[1], v[2], v[3]); }));
       cases.push_back(case_of("linear_gelu", {"gemm_fwd", "bias_bwd"}, inputs,
                               [](const auto& v) { return linear_gelu(v[0], v[1], v[2]); }));
     }
@@ -171,6 +174,25 @@ void add_products(std::vector<OpCase>& cases) {
                           [](const auto& v) { return embedding(v[0], v[1].value()); }));
 }
 
+// Several tiles of rows and of words, whole and not; and targets whose exponentials, beside that of
+// the largest logit, are 0.
+void add_losses(std::vector<OpCase>& cases) {
+  struct Sizes {
+    std::int64_t rows, C, V;
+  };
+  for (const auto& [rows, C, V] :
+       {Sizes{300, 64, 1003}, {129, 136, 4104}, {256, 72, 384}, {1100, 392, 4200}}) {
+    for (const double size : {0.125, 64.0}) {  // of the logits; exact in every dtype
+      OpCase c = case_of(
+          "cross_entropy", {"linear_cross_entropy"},
+          {{{rows, C}}, {{V, C}}, {{rows}, Fill::index, false, V}},
+          [size](const auto& v) { return cross_entropy(scale(v[0], size), v[1], v[2].value()); });
+      c.variant += size > 1 ? " far" : "";
+      cases.push_back(c);
+    }
+  }
+}
+
 // The cases of the families that are small enough, and those above.
 std::vector<Param> gpu_cases() {
   static const auto* mine = [] {
@@ -179,6 +201,7 @@ std::vector<Param> gpu_cases() {
     add_sums(*cases);
     add_products(*cases);
     add_grouped_products(*cases);
+    add_losses(*cases);
     return cases;
   }();
   auto list = params([](const OpCase& c) { return !c.bench_only || c.flops <= kGpuTestFlops; });

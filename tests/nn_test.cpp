@@ -133,6 +133,32 @@ TEST(Transformer, SuffixAndOtherRowsLeaveEarlierLogitsUnchanged) {
   }
 }
 
+TEST(Transformer, WhatALayerIsAddedToIsAddedInItsLastProduct) {
+  constexpr double kRounding = 5e-6;  // of f32 sums that begin with the residual, up to about 4
+  const Tensor in = Tensor::randn({2, 32, 24}, {8, 1});
+  const Tensor stream = Tensor::randn({2, 32, 24}, {8, 2});
+  for (const Options& o : variants()) {
+    Transformer model = make_model(o);
+    const auto check = [&](const auto& forward, const auto& forward_onto) {
+      const Variable residual(stream, true);
+      const Variable sum = forward_onto(Variable(in), residual);
+      const auto got = sum.value().to_vector();
+      const auto part = forward(Variable(in)).value().to_vector();
+      const auto rest = stream.to_vector();
+      for (std::size_t i = 0; i < got.size(); ++i)
+        EXPECT_NEAR(got[i], part[i] + rest[i], kRounding);
+      sum.backward(in);
+      EXPECT_TRUE(same_bits(residual.grad(), in));
+    };
+    Attention& attention = model.attention(0);
+    check([&](const Variable& x) { return attention.forward(x); },
+          [&](const Variable& x, const Variable& r) { return attention.forward_onto(x, r); });
+    FeedForward& mlp = model.feed_forward(0);
+    check([&](const Variable& x) { return mlp.forward(x); },
+          [&](const Variable& x, const Variable& r) { return mlp.forward_onto(x, r); });
+  }
+}
+
 TEST(Transformer, SameBitsForAnyNumberOfThreads) {
   Options o;
   o.dropout = 0.2;

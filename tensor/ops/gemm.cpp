@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <vector>
 
 #include "tensor/ops/gelu.h"
@@ -319,8 +320,25 @@ void bias_bwd_typed(const BiasBwd& a) {
                });
 }
 
+// c = add, to which the product is then added.
+GemmFwd added_first(GemmFwd g) {
+  const auto size = static_cast<std::int64_t>(size_of(g.dtype));
+  parallel_for(g.M, std::max<std::int64_t>(1, 65536 / g.N),
+               [&](std::int64_t begin, std::int64_t end) {
+                 for (std::int64_t i = begin; i < end; ++i) {
+                   std::memcpy(static_cast<char*>(g.c) + i * g.ldc * size,
+                               static_cast<const char*>(g.add) + i * g.ldc * size,
+                               static_cast<std::size_t>(g.N * size));
+                 }
+               });
+  g.add = nullptr;
+  g.beta = 1;
+  return g;
+}
+
 void gemm_fwd_cpu(const GemmFwd& g) {
   if (g.M == 0 || g.N == 0 || g.batch == 0) return;
+  if (g.add) return gemm_fwd_cpu(added_first(g));
   dispatch_float(g.dtype, "gemm_fwd",
                  [&](auto tag) { gemm_typed<typename decltype(tag)::type>(g); });
 }

@@ -17,11 +17,13 @@ enum class GemmEpilogue : std::uint8_t { none, gelu, gelu_grad };
 /// as A[M×lda] or, transposed, as A[K×lda]; op(B) [K, N] alike. All of one dtype; sums are f64 for
 /// f64 and f32 otherwise. pre and act have the layout of c. beta = 0 does not read c. With wide_c,
 /// c holds the sums as they are, in the accumulation type; there is no bias and no epilogue then.
+/// With `add`, which lies as c does, c = op(A)·op(B) + bias + add: one matrix, beta 0, no epilogue.
 struct GemmFwd {
   const void* a = nullptr;
   const void* b = nullptr;
   void* c = nullptr;
   const void* bias = nullptr;  ///< [N], or null
+  const void* add = nullptr;   ///< like c, or null
   void* pre = nullptr;         ///< gelu: written unless null; gelu_grad: read
   void* act = nullptr;         ///< gelu_grad: written unless null
   std::int64_t M = 0, N = 0, K = 0;
@@ -64,8 +66,10 @@ void gemm_into(const Tensor& c, const Tensor& a, const Tensor& b, double alpha =
 /// [..., K, M], with trans_b, b is [..., N, K]. Bits do not depend on the strides of a and b.
 Tensor matmul(const Tensor& a, const Tensor& b, bool trans_a = false, bool trans_b = false);
 
-/// x [..., in], weight [out, in], bias [out] or undefined → x·weightᵀ + bias [..., out].
-Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias);
+/// x [..., in], weight [out, in], bias [out] or undefined → x·weightᵀ + bias [..., out]; plus
+/// `residual` of that shape, if defined: it is added before the result is rounded.
+Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias,
+              const Tensor& residual = {});
 
 struct LinearGelu {
   Tensor y;    ///< gelu(pre)

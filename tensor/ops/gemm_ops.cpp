@@ -211,10 +211,11 @@ void check_backward(const std::string& call, const Tensor& dy, const Tensor& wei
                    to_string(dy.shape()));
 }
 
-// x·weightᵀ (+ bias, GELU) with the epilogue's tensors; y, pre and act are contiguous.
+// x·weightᵀ (+ bias, GELU, or residual) with the epilogue's tensors; y, pre, act and the residual
+// are contiguous.
 void run_linear(const Tensor& x_any, const Tensor& matrix_any, bool trans_matrix,
                 const Tensor& bias_any, const Tensor& y, const Tensor& pre, const Tensor& act,
-                GemmEpilogue epilogue) {
+                GemmEpilogue epilogue, const Tensor& residual = {}) {
   if (y.numel() == 0) return;
   const Tensor x = row_major(rows_of(x_any));
   const Tensor matrix = row_major(matrix_any);
@@ -224,6 +225,7 @@ void run_linear(const Tensor& x_any, const Tensor& matrix_any, bool trans_matrix
                         .b = matrix.raw(),
                         .c = y.raw(),
                         .bias = bias.defined() ? bias.raw() : nullptr,
+                        .add = residual.defined() ? residual.raw() : nullptr,
                         .pre = pre.defined() ? pre.raw() : nullptr,
                         .act = act.defined() ? act.raw() : nullptr,
                         .M = x.size(0),
@@ -293,10 +295,19 @@ Tensor matmul(const Tensor& a, const Tensor& b, bool trans_a, bool trans_b) {
   return c;
 }
 
-Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias) {
-  check_linear("linear(x, weight, bias)", x, weight, bias);
-  Tensor y = Tensor::empty(with_last(x.shape(), weight.size(0)), x.dtype(), x.device());
-  run_linear(x, weight, true, bias, y, {}, {}, GemmEpilogue::none);
+Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& bias,
+              const Tensor& residual_any) {
+  const std::string call = "linear(x, weight, bias)";
+  check_linear(call, x, weight, bias);
+  const Shape shape = with_last(x.shape(), weight.size(0));
+  Tensor residual;
+  if (residual_any.defined()) {
+    check_like(call, "residual", residual_any, x);
+    check_shape(call, "residual", residual_any, shape, "(= rows of x, out)");
+    residual = residual_any.contiguous();
+  }
+  Tensor y = Tensor::empty(shape, x.dtype(), x.device());
+  run_linear(x, weight, true, bias, y, {}, {}, GemmEpilogue::none, residual);
   return y;
 }
 

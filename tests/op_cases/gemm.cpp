@@ -34,6 +34,16 @@ OpCase linear_case(const std::string& variant, const Shape& x, std::int64_t out,
   return c;
 }
 
+// Plus something of the shape of the result, in the same product.
+OpCase residual_case(OpCase c, const Shape& y) {
+  c.variant += " residual";
+  c.inputs.push_back({y});
+  c.run = [](const auto& v) {
+    return linear(v[0], v[1], v.size() > 3 ? v[2] : Variable(), v.back());
+  };
+  return c;
+}
+
 OpCase linear_gelu_case(const std::string& variant, const Shape& x, std::int64_t out,
                         bool with_bias = true) {
   OpCase c = linear_case(variant, x, out, with_bias);
@@ -96,6 +106,17 @@ void add_linear(std::vector<OpCase>& cases) {
   }
   cases.push_back(linear_case("6x5 to 4 no bias", {6, 5}, 4, false));
   cases.push_back(linear_gelu_case("6x5 to 4 no bias", {6, 5}, 4, false));
+  for (const auto& [name, x, out] : {std::tuple{"1 to 1", Shape{1}, 1},
+                                     {"2x3x8 to 16", Shape{2, 3, 8}, 16},
+                                     {"33x5 to 7", Shape{33, 5}, 7},
+                                     {"0x4 to 3", Shape{0, 4}, 3},
+                                     {"4x0 to 3", Shape{4, 0}, 3},
+                                     {"70x16 to 24", Shape{70, 16}, 24}}) {
+    Shape y = x;
+    y[-1] = out;
+    cases.push_back(residual_case(linear_case(name, x, out), y));
+  }
+  cases.push_back(residual_case(linear_case("6x5 to 4 no bias", {6, 5}, 4, false), {6, 4}));
   cases.push_back(large(linear_case("768x384 to 1152", {768, 384}, 1152)));
   cases.push_back(large(linear_case("97x301 to 203", {97, 301}, 203)));
   cases.push_back(large(linear_case("16384x384 to 1536", {16384, 384}, 1536)));
@@ -112,6 +133,11 @@ void add_mlp(std::vector<OpCase>& cases) {
   cases.push_back(mlp_case("0x4 to 8 to 4", {0, 4}, 8, 4));
   cases.push_back(mlp_case("2x4 to 0 to 3", {2, 4}, 0, 3));
   cases.push_back(mlp_case("2x3 to 5 to 3 no bias", {2, 3}, 5, 3, false));
+  OpCase residual = mlp_case("2x3x8 to 16 to 24", {2, 3, 8}, 16, 24);
+  residual.variant += " residual";
+  residual.inputs.push_back({{2, 3, 24}});
+  residual.run = [](const auto& v) { return mlp_gelu(v[0], v[1], v[3], v[2], v[4], v[5]); };
+  cases.push_back(residual);
   cases.push_back(large(mlp_case("300x96 to 384 to 96", {300, 96}, 384, 96)));
   cases.push_back(large(mlp_case("768x128 to 512 to 128", {768, 128}, 512, 128)));
 }
@@ -160,6 +186,12 @@ OpFamily gemm_family() {
        "ShapeError",
        "linear_gelu(x, weight, bias): bias: expected [32] (= weight.shape[0]), got [64]; weight is "
        "[32, 64]"},
+      {"residual of another shape",
+       [] {
+         linear(f32({8, 64}), f32({32, 64}), {}, f32({8, 64}));
+       },
+       "ShapeError",
+       "linear(x, weight, bias): residual: expected [8, 32] (= rows of x, out), got [8, 64]"},
       {"weight of another dtype",
        [] {
          linear(f32({8, 4}), Variable(Tensor::zeros({2, 4}, DType::f64)), {});
