@@ -48,6 +48,8 @@ class AspaAttention : public Attention, public Gated {
   std::unique_ptr<AttentionState> make_state(CacheType cache) const override;
   /// Throws ConfigError with a forced selection.
   Tensor step(const Tensor& x, std::span<AttentionState* const> states) override;
+  LayerCaches make_caches(const CacheShape& shape) const override;
+  Tensor step(const Tensor& x, const LayerCaches& caches, const Tensor& positions) override;
   /// Counts the (query, key) pairs that are visited; streams of routed heads are taken to hold
   /// T·k/Hr entries, spread evenly.
   double attention_flops_per_token(std::int64_t T) const override;

@@ -5,7 +5,9 @@
 #define PROTEUS_CUDA_FAMILIES(X) \
   X(attention)                   \
   X(bank)                        \
+  X(cache)                       \
   X(copy)                        \
+  X(draw)                        \
   X(dropout)                     \
   X(elementwise)                 \
   X(elementwise_fused)           \

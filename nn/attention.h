@@ -9,6 +9,7 @@
 #include <memory>
 
 #include "nn/decode.h"
+#include "nn/layer_caches.h"
 #include "nn/module.h"
 #include "tensor/ops/attention.h"
 #include "tensor/queue.h"
@@ -28,6 +29,11 @@ class Attention : public Module {
   /// forward() of one more token of every sequence, in evaluation mode and without gradient: x and
   /// the result are [B, C], states[b] is the state of row b. Rows may be at different positions.
   virtual Tensor step(const Tensor& x, std::span<AttentionState* const> states) = 0;
+  /// What the layer knows of sequences that have not begun and are decoded side by side on a device.
+  virtual LayerCaches make_caches(const CacheShape& shape) const = 0;
+  /// step() of sequences side by side, on any device: nothing waits for it, and what it does is the
+  /// same at every position. x [B, C]; positions i32 [B], of the token that x is of.
+  virtual Tensor step(const Tensor& x, const LayerCaches& caches, const Tensor& positions) = 0;
   /// Floating-point operations of QKᵀ and PV per token, averaged over a sequence of T (forward; a
   /// multiply-add counts two). Projections are not included.
   virtual double attention_flops_per_token(std::int64_t T) const = 0;
@@ -89,6 +95,8 @@ class DenseAttention : public Attention {
   Variable forward_onto(const Variable& x, const Variable& residual) override;
   std::unique_ptr<AttentionState> make_state(CacheType cache) const override;
   Tensor step(const Tensor& x, std::span<AttentionState* const> states) override;
+  LayerCaches make_caches(const CacheShape& shape) const override;
+  Tensor step(const Tensor& x, const LayerCaches& caches, const Tensor& positions) override;
   double attention_flops_per_token(std::int64_t T) const override;
   double total_flops_per_token(std::int64_t T) const override;
   const DenseAttentionConfig& config() const { return config_; }

@@ -27,7 +27,15 @@ Variable Block::forward(const Variable& x) const {
 
 Tensor Block::step(const Tensor& x, std::span<AttentionState* const> states) const {
   const NoGradGuard no_grad;
-  const Tensor mixed = attention_.step(attention_input(Variable(x)).value(), states);
+  return finish_step(attention_.step(attention_input(Variable(x)).value(), states), x);
+}
+
+Tensor Block::step(const Tensor& x, const LayerCaches& caches, const Tensor& positions) const {
+  const NoGradGuard no_grad;
+  return finish_step(attention_.step(attention_input(Variable(x)).value(), caches, positions), x);
+}
+
+Tensor Block::finish_step(const Tensor& mixed, const Tensor& x) const {
   const Tensor h = ops::add(mixed, x);
   return ops::add(mlp_.forward(norm2_.forward(Variable(h))).value(), h);
 }

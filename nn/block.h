@@ -18,12 +18,16 @@ class Block : public Module {
   Variable forward(const Variable& x) const;
   /// The same for one more token of every sequence, x [B, C]; see Attention::step.
   Tensor step(const Tensor& x, std::span<AttentionState* const> states) const;
+  Tensor step(const Tensor& x, const LayerCaches& caches, const Tensor& positions) const;
   /// What the attention layer gets of x: norm(x).
   Variable attention_input(const Variable& x) const { return norm1_.forward(x); }
   Attention& attention() const { return attention_; }
   FeedForward& mlp() const { return mlp_; }
 
  private:
+  /// The rest of a step, from what the attention layer has made of x.
+  Tensor finish_step(const Tensor& mixed, const Tensor& x) const;
+
   Norm& norm1_;
   Attention& attention_;
   Norm& norm2_;

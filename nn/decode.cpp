@@ -1,8 +1,10 @@
 // Decoding of dense attention.
 #include "nn/decode.h"
 
+#include <algorithm>
 #include <string>
 
+#include "autograd/beside.h"
 #include "nn/attention.h"
 #include "tensor/error.h"
 #include "tensor/ops/elementwise.h"
@@ -119,6 +121,53 @@ Tensor DenseAttention::step(const Tensor& x, std::span<AttentionState* const> st
   TokenState::advance(x, states);
   return ops::linear(y.reshape({B, H * D}), out_weight_.value(),
                      out_bias_.defined() ? out_bias_.value() : Tensor());
+}
+
+LayerCaches DenseAttention::make_caches(const CacheShape& shape) const {
+  const std::int64_t window = config_.window > 0 ? std::min(config_.window, shape.longest) : 0;
+  LayerCaches caches;
+  caches.shared = ops::make_stream_cache({.B = shape.B,
+                                          .H = config_.heads,
+                                          .capacity = window > 0 ? window : shape.longest,
+                                          .D = config_.head_width,
+                                          .codes = shape.type == CacheType::int8,
+                                          .dtype = shape.dtype,
+                                          .device = shape.device});
+  if (window > 0) {
+    caches.shared_windows = windows_of(shape.longest, shape.device,
+                                       [&](std::int64_t n) { return std::min(n, window); });
+  }
+  if (mu_.defined()) {
+    caches.pair = Tensor::zeros({shape.B, 2, config_.width}, shape.dtype, shape.device);
+  }
+  return caches;
+}
+
+Tensor DenseAttention::step(const Tensor& x, const LayerCaches& caches, const Tensor& positions) {
+  const std::int64_t B = x.size(0);
+  const std::int64_t H = config_.heads;
+  const std::int64_t D = config_.head_width;
+  const Variable like(x);
+  const Tensor weight = value_beside(qkv_weight_, like);
+  const Tensor bias = value_beside(qkv_bias_, like);
+  Tensor qkv = ops::linear(x, weight, bias).reshape({B, 3, H, D});
+  if (mu_.defined()) {
+    const auto third = [&](const Tensor& t) {
+      return t.defined() ? t.slice(0, H * D, 2 * H * D) : t;
+    };
+    const Tensor x_key = shifted_keys(x, value_beside(mu_, like), caches.pair);
+    qkv.select(1, 1).copy_(ops::linear(x_key, third(weight), third(bias)).reshape({B, H, D}));
+  }
+  if (config_.rope) ops::rope_(qkv, positions, {.R = D});
+  ops::cache_append(caches.shared, qkv.select(1, 1), qkv.select(1, 2));
+  Tensor y = ops::cache_attend(caches.shared, qkv.select(1, 0), {.windows = caches.shared_windows});
+  if (gate_weight_.defined()) {
+    const Tensor z = ops::linear(x, value_beside(gate_weight_, like), {});
+    const Tensor gate = ops::affine(ops::unary(UnaryOp::sigmoid, "sigmoid", z), 2, 0);
+    y = ops::mul(y, gate.reshape({B, H, 1}));
+  }
+  return ops::linear(y.reshape({B, H * D}), value_beside(out_weight_, like),
+                     value_beside(out_bias_, like));
 }
 
 }  // namespace proteus

@@ -1,5 +1,6 @@
 #include "nn/transformer.h"
 
+#include "autograd/beside.h"
 #include "autograd/checkpoint.h"
 #include "autograd/dropout.h"
 #include "autograd/elementwise.h"
@@ -172,6 +173,29 @@ Tensor Transformer::step(const Tensor& tokens, std::span<DecodeState* const> seq
   }
   for (DecodeState* sequence : sequences) ++sequence->position;
   return ops::linear(norm_->forward(Variable(x)).value(), head_weight(), {});
+}
+
+std::vector<LayerCaches> Transformer::make_caches(const CacheShape& shape) const {
+  std::vector<LayerCaches> caches;
+  for (const Block* block : blocks_) caches.push_back(block->attention().make_caches(shape));
+  return caches;
+}
+
+Tensor Transformer::step(const Tensor& tokens, const std::vector<LayerCaches>& caches,
+                         const Tensor& positions) const {
+  const NoGradGuard no_grad;
+  Variable x = embedding_->forward(tokens);
+  if (positions_) x = add(x, positions_->forward(positions));
+  x = cast(x, config_.compute);
+  for (std::size_t layer = 0; layer < blocks_.size(); ++layer) {
+    x = Variable(blocks_[layer]->step(x.value(), caches.at(layer), positions));
+  }
+  // Logits are sums in f32, of factors as wide as what flows between the layers.
+  x = norm_->forward(x);
+  const Tensor head = value_beside(embedding_->weight(), x);
+  Tensor logits = Tensor::empty({tokens.size(0), config_.vocab}, DType::f32, x.device());
+  ops::gemm_into(logits, x.value(), head.transpose(0, 1));
+  return logits;
 }
 
 Tensor Transformer::normed(const Tensor& x) const {

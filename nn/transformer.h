@@ -85,6 +85,14 @@ class Transformer : public Module {
   /// length where attention is limited to a window. CPU only, evaluation mode, no gradient.
   Tensor step(const Tensor& tokens, std::span<DecodeState* const> sequences);
 
+  /// Sequences that have not begun, to be decoded side by side on the model's device by a Decoder
+  /// (nn/decoder.h).
+  std::vector<LayerCaches> make_caches(const CacheShape& shape) const;
+  /// step() of such sequences on any device: tokens i32 [B] at positions i32 [B] → f32 logits
+  /// [B, V]. Neither is looked at on the host.
+  Tensor step(const Tensor& tokens, const std::vector<LayerCaches>& caches,
+              const Tensor& positions) const;
+
   /// The final norm of vectors of the residual stream, x [..., C], without gradient: what of them
   /// the output head reads.
   Tensor normed(const Tensor& x) const;

@@ -180,6 +180,12 @@ void check_sequences(const Tensor& x, const ops::RopeOptions& options) {
   check_options(call, x, options);
 }
 
+void check_positions(const std::string& call, const Tensor& x, const Tensor& positions) {
+  if (positions.dtype() != DType::i32) throw_dtype(call + ": positions", positions.dtype(), "i32");
+  ops::check_device(call, "positions", positions, x);
+  ops::check_shape(call, "positions", positions, {x.size(0)}, "(= x.shape[0])");
+}
+
 }  // namespace
 
 Slot<RopeFwd> rope_fwd{"rope_fwd", rope_cpu};
@@ -210,11 +216,7 @@ Tensor rope(const Tensor& x_any, const Tensor& positions_any, const RopeOptions&
     throw ShapeError(call + ": x: expected [rows, D] or [rows, H, D], got " +
                      to_string(x_any.shape()));
   }
-  if (positions_any.dtype() != DType::i32) {
-    throw_dtype(call + ": positions", positions_any.dtype(), "i32");
-  }
-  check_device(call, "positions", positions_any, x_any);
-  check_shape(call, "positions", positions_any, {x_any.size(0)}, "(= x.shape[0])");
+  check_positions(call, x_any, positions_any);
   check_options(call, x_any, options);
   const Tensor x = x_any.contiguous();
   const Tensor positions = positions_any.contiguous();
@@ -222,6 +224,20 @@ Tensor rope(const Tensor& x_any, const Tensor& positions_any, const RopeOptions&
   Tensor y = Tensor::empty(x.shape(), x.dtype(), x.device());
   run(x, y, positions.data<std::int32_t>(), x.size(0), 1, H, H, options);
   return y;
+}
+
+void rope_(const Tensor& x, const Tensor& positions_any, const RopeOptions& options) {
+  const std::string call = "rope_(x, positions, R)";
+  check_floating(call, "x", x);
+  if (x.rank() != 4 || x.size(1) != 3 || !x.is_contiguous()) {
+    throw ShapeError(call + ": x: expected [B, 3, H, D], contiguous, got " + to_string(x.shape()));
+  }
+  check_positions(call, x, positions_any);
+  check_options(call, x, options);
+  const Tensor positions = positions_any.contiguous();
+  const std::int64_t H = x.size(2);
+  x.bump_version();
+  run(x, x, positions.data<std::int32_t>(), x.size(0), 1, 3 * H, 2 * H, options);
 }
 
 Tensor sequence_positions(std::int64_t B, std::int64_t T, std::int64_t offset, Device device) {

@@ -50,6 +50,9 @@ void rope_(const Tensor& x, const RopeOptions& options);
 /// x [rows, D] or [rows, H, D] with positions i32 [rows].
 Tensor rope(const Tensor& x, const Tensor& positions, const RopeOptions& options);
 
+/// In place, of the queries and keys of one token of every sequence: x [B, 3, H, D], contiguous.
+void rope_(const Tensor& x, const Tensor& positions, const RopeOptions& options);
+
 /// i32 [B·T]: the position t + offset of every token of B sequences.
 Tensor sequence_positions(std::int64_t B, std::int64_t T, std::int64_t offset = 0,
                           Device device = kCpu);

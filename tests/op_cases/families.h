@@ -23,7 +23,9 @@
   X(prototypes)                \
   X(salience)                  \
   X(bank)                      \
+  X(cache)                     \
   X(attention)                 \
+  X(draw)                      \
   X(loss)                      \
   X(optim)
 // clang-format on

@@ -1,0 +1,66 @@
+// What the tests of decoding side by side share, on the CPU and on a GPU: small models of every
+// kind, and their sequences decoded token by token.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "nn/decoder.h"
+#include "tests/aspa_layers.h"
+#include "train/models.h"
+
+namespace proteus::testing {
+
+struct DecodeCase {
+  std::string name;
+  std::string arm;
+  std::vector<std::string> options = {};
+};
+
+inline void PrintTo(const DecodeCase& c, std::ostream* out) { *out << c.name; }
+
+inline std::vector<DecodeCase> dense_cases() {
+  return {{"Dense", "dense"},
+          {"DenseShiftGated", "dense_shift_gated"},
+          {"DenseAsGpt2", "dense", {"--positions", "learned", "--bias"}},
+          {"DenseSwiglu", "dense", {"--mlp", "swiglu", "--norm", "rms"}}};
+}
+
+constexpr std::int64_t kDecodeVocab = 61;
+constexpr std::int64_t kDecodeLength = 96;
+
+inline std::unique_ptr<Transformer> decode_model(const DecodeCase& c, const std::string& dtype) {
+  std::vector<std::string> words{"--layers",   "2",          "--width", "128",
+                                 "--context",  "96",         "--head-width", "32",
+                                 "--dtype",    dtype,        "--window",     "24",
+                                 "--k",        "2",          "--routed-heads", "8",
+                                 "--shared-window", "16"};
+  words.insert(words.end(), c.options.begin(), c.options.end());
+  const Options options = parse_options("duel", words).options;
+  auto model = make_model(options, arm_named(c.arm, "arm"), kDecodeVocab, 3);
+  model->set_training(false);
+  return model;
+}
+
+/// Tokens i32 [B, T].
+inline Tensor decode_tokens(std::int64_t B, std::int64_t T = kDecodeLength) {
+  return Tensor::rand({B, T}, {9, 4}, DType::f64, 0, static_cast<double>(kDecodeVocab))
+      .to(DType::i32);
+}
+
+/// Logits [B, T, V] on the CPU, of tokens that are given one by one.
+inline Tensor decoded_logits(Decoder& decoder, const Tensor& tokens) {
+  Tensor out;
+  for (std::int64_t t = 0; t < tokens.size(1); ++t) {
+    decoder.set_tokens(tokens.select(1, t).contiguous());
+    decoder.step();
+    const Tensor logits = decoder.logits().to(kCpu);
+    if (!out.defined()) {
+      out = Tensor::empty({logits.size(0), tokens.size(1), logits.size(1)}, DType::f32);
+    }
+    out.select(1, t).copy_(logits);
+  }
+  return out;
+}
+
+}  // namespace proteus::testing
