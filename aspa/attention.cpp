@@ -38,8 +38,8 @@ double visited_pairs(double alpha, std::int64_t window, std::int64_t anchors, do
   return n > 0 ? pairs * entries / static_cast<double>(n) : entries;
 }
 
-// weight [Hr, C, D], bias [Hr, D] or undefined; x [N, C] → [M, D]: every row its token times the
-// matrix of its head, plus the bias of its head, which is a product with 1.
+}  // namespace
+
 Variable head_linear(const Variable& x, const Variable& weight, const Variable& bias,
                      const PackedRows& rows) {
   const Variable y = grouped_linear(x, weight, rows);
@@ -47,8 +47,6 @@ Variable head_linear(const Variable& x, const Variable& weight, const Variable& 
   const Variable one(Tensor::full({x.size(0), 1}, 1, x.dtype(), x.device()));
   return add(y, grouped_linear(one, reshape(bias, {bias.size(0), 1, bias.size(1)}), rows));
 }
-
-}  // namespace
 
 AspaAttention::AspaAttention(const AspaConfig& config, double output_std, Generator& init,
                              Generator& generator)

@@ -34,6 +34,11 @@ struct AspaWeights {
   Variable qkv_bias, q_bias, k_bias, v_bias, out_bias;
 };
 
+/// Every row its token times the matrix of its head, plus the bias of its head, which is a product
+/// with 1: x [N, C], weight [Hr, C, D], bias [Hr, D] or undefined → [M, D].
+Variable head_linear(const Variable& x, const Variable& weight, const Variable& bias,
+                     const PackedRows& rows);
+
 struct BankUse;
 
 class AspaAttention : public Attention, public Gated {
@@ -168,6 +173,13 @@ class AspaAttention : public Attention, public Gated {
   std::int64_t first_seen(std::int64_t window, std::int64_t entries) const;
   Tensor shared_step(const Tensor& x, const Tensor& x_key, std::span<AttentionState* const> states);
   Tensor routed_step(const Tensor& x, const Tensor& x_key, std::span<AttentionState* const> states);
+  Tensor shared_step(const Tensor& x, const Tensor& x_key, const LayerCaches& caches,
+                     const Tensor& positions) const;
+  /// Added to what the shared heads have found, unless that is undefined.
+  Tensor routed_step(const Tensor& x, const Tensor& x_key, const LayerCaches& caches,
+                     const Tensor& positions, const Tensor& shared) const;
+  /// route() of one token of every sequence.
+  RoleRouting route_step(Role role, const Tensor& in, const Tensor& positions) const;
   /// The gate with the largest share of every (row, head) of heads i32 [B, k], in their order.
   std::vector<std::int32_t> main_gates(const Tensor& projected, const Tensor& heads) const;
   BankUse bank_use() const;

@@ -1,7 +1,6 @@
 // Caches of decoding on a GPU (tensor/ops/cache.h): entries come in, a warp to each, and the plain
 // rung of attention over them, a warp to a query.
 #include "cuda/cache.cuh"
-
 #include "cuda/cache.h"
 #include "cuda/kernels.h"
 #include "tensor/error.h"
@@ -42,10 +41,8 @@ __global__ void append_kernel(const __grid_constant__ CacheAppend a) {
   if (item.stream < 0) return;
   const std::int32_t entries = c.entries[item.stream];
   const std::int64_t place = item.stream * c.capacity + cache_row(entries, c.anchors, c.capacity);
-  put_row(c, c.k, c.k_scale, place,
-          static_cast<const T*>(a.k) + item.at(a.items, a.k_stride, c.D));
-  put_row(c, c.v, c.v_scale, place,
-          static_cast<const T*>(a.v) + item.at(a.items, a.v_stride, c.D));
+  put_row(c, c.k, c.k_scale, place, static_cast<const T*>(a.k) + item.at(a.items, a.k_stride, c.D));
+  put_row(c, c.v, c.v_scale, place, static_cast<const T*>(a.v) + item.at(a.items, a.v_stride, c.D));
   __syncwarp();  // everybody has read the number of entries
   if (lane() != 0) return;
   if (c.bias) static_cast<A*>(c.bias)[place] = static_cast<const A*>(a.bias)[item.row];

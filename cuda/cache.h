@@ -1,6 +1,6 @@
-// The ladder of CUDA kernels for attention over a cache (tensor/ops/cache.h): a warp per query, kept
-// as the reference, and blocks that share a query's entries. The slot takes the highest rung that
-// fits the problem. No CUDA header is needed to use this one.
+// The ladder of CUDA kernels for attention over a cache (tensor/ops/cache.h): a warp per query,
+// kept as the reference, and blocks that share a query's entries. The slot takes the highest rung
+// that fits the problem. No CUDA header is needed to use this one.
 #pragma once
 
 #include <span>

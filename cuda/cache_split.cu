@@ -11,7 +11,7 @@ namespace proteus::cuda {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kUnroll = 4;      // entries whose rows a group has on their way at once
+constexpr int kUnroll = 4;       // entries whose rows a group has on their way at once
 constexpr int kLeastSplit = 64;  // entries of a stretch: fewer do not pay for the merge
 constexpr int kMostSplits = 64;
 constexpr float kNothing = -std::numeric_limits<float>::infinity();

@@ -184,7 +184,9 @@ __device__ Found find(Shared& s, const Row<T>& row, float widest, W&& weight, F&
     const std::uint64_t width = std::uint64_t{hi} - range.lo + 1;
     narrow(
         s, row, range, weight,
-        [&](std::uint32_t key) { return static_cast<int>((hi - key) * std::uint64_t{kBins} / width); },
+        [&](std::uint32_t key) {
+          return static_cast<int>((hi - key) * std::uint64_t{kBins} / width);
+        },
         [&](Sum) { return wanted; });
   }
   const Sum each = weight(range.hi);
@@ -204,9 +206,8 @@ __device__ std::int32_t draw(Shared& s, const DrawTokens& a, std::int64_t b) {
   const auto weight = [&](std::uint32_t key) { return row.weight(key); };
   Sum limit = 0;  // of the first top_k; 0: all count
   if (a.top_k > 0 && a.top_k < a.V) {
-    const Found last = find(s, row, all, one, [&](Sum total) {
-      return min(static_cast<Sum>(a.top_k), total) - 1;
-    });
+    const Found last = find(s, row, all, one,
+                            [&](Sum total) { return min(static_cast<Sum>(a.top_k), total) - 1; });
     Sum own = 0;
     for (std::int64_t i = threadIdx.x; i < a.V; i += kThreads) {
       const float l = static_cast<float>(row.logits[i]);
@@ -223,9 +224,9 @@ __device__ std::int32_t draw(Shared& s, const DrawTokens& a, std::int64_t b) {
   }
   const std::uint32_t u = random_u32({a.key.seed, a.key.stream + static_cast<std::uint64_t>(b)},
                                      static_cast<std::uint64_t>(a.positions[b] + a.offset));
-  return find(s, row, widest, weight, [&](Sum total) {
-           return static_cast<Sum>(draw_share(u, limit ? limit : total));
-         }).id;
+  return find(s, row, widest, weight,
+              [&](Sum total) { return static_cast<Sum>(draw_share(u, limit ? limit : total)); })
+      .id;
 }
 
 template <class T>

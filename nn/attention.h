@@ -29,7 +29,8 @@ class Attention : public Module {
   /// forward() of one more token of every sequence, in evaluation mode and without gradient: x and
   /// the result are [B, C], states[b] is the state of row b. Rows may be at different positions.
   virtual Tensor step(const Tensor& x, std::span<AttentionState* const> states) = 0;
-  /// What the layer knows of sequences that have not begun and are decoded side by side on a device.
+  /// What the layer knows of sequences that have not begun and are decoded side by side on a
+  /// device.
   virtual LayerCaches make_caches(const CacheShape& shape) const = 0;
   /// step() of sequences side by side, on any device: nothing waits for it, and what it does is the
   /// same at every position. x [B, C]; positions i32 [B], of the token that x is of.

@@ -148,19 +148,10 @@ Tensor DenseAttention::step(const Tensor& x, const LayerCaches& caches, const Te
   const std::int64_t H = config_.heads;
   const std::int64_t D = config_.head_width;
   const Variable like(x);
-  const Tensor weight = value_beside(qkv_weight_, like);
-  const Tensor bias = value_beside(qkv_bias_, like);
-  Tensor qkv = ops::linear(x, weight, bias).reshape({B, 3, H, D});
-  if (mu_.defined()) {
-    const auto third = [&](const Tensor& t) {
-      return t.defined() ? t.slice(0, H * D, 2 * H * D) : t;
-    };
-    const Tensor x_key = shifted_keys(x, value_beside(mu_, like), caches.pair);
-    qkv.select(1, 1).copy_(ops::linear(x_key, third(weight), third(bias)).reshape({B, H, D}));
-  }
-  if (config_.rope) ops::rope_(qkv, positions, {.R = D});
-  ops::cache_append(caches.shared, qkv.select(1, 1), qkv.select(1, 2));
-  Tensor y = ops::cache_attend(caches.shared, qkv.select(1, 0), {.windows = caches.shared_windows});
+  const Tensor x_key =
+      mu_.defined() ? shifted_keys(x, value_beside(mu_, like), caches.pair) : Tensor();
+  Tensor y = attend_step({H, D, config_.rope}, x, x_key, value_beside(qkv_weight_, like),
+                         value_beside(qkv_bias_, like), caches, positions);
   if (gate_weight_.defined()) {
     const Tensor z = ops::linear(x, value_beside(gate_weight_, like), {});
     const Tensor gate = ops::affine(ops::unary(UnaryOp::sigmoid, "sigmoid", z), 2, 0);

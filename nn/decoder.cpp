@@ -4,16 +4,9 @@
 
 #include "autograd/tape.h"
 #include "tensor/error.h"
-#include "tensor/ops/elementwise.h"
+#include "tensor/queue.h"
 
 namespace proteus {
-
-Tensor shifted_keys(const Tensor& x, const Tensor& mu, const Tensor& pair) {
-  pair.select(1, 1).copy_(x);
-  Tensor out = ops::key_shift(pair, mu).select(1, 1).contiguous();
-  pair.select(1, 0).copy_(x);
-  return out;
-}
 
 Decoder::Decoder(Transformer& model, const DecoderConfig& config, Choose choose)
     : model_(model), config_(config), choose_(std::move(choose)) {

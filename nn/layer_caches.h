@@ -38,6 +38,18 @@ struct LayerCaches {
 /// x_t + mu ⊙ x_{t−1} for x [B, C], by the function of a forward pass; `pair` moves on.
 Tensor shifted_keys(const Tensor& x, const Tensor& mu, const Tensor& pair);
 
+/// The heads of an attention layer, H of width D, that see raw time.
+struct StepHeads {
+  std::int64_t H = 0, D = 0;
+  bool rope = true;
+};
+/// One more token of every sequence for these heads, into caches.shared: x [B, C], weight [3·H·D,
+/// C], bias [3·H·D] or undefined → what they find, [B, H, D]. Keys read x_key, where that is
+/// defined.
+Tensor attend_step(const StepHeads& heads, const Tensor& x, const Tensor& x_key,
+                   const Tensor& weight, const Tensor& bias, const LayerCaches& caches,
+                   const Tensor& positions);
+
 /// windows[n] = window(n) for n in [0, longest], on a device.
 template <class F>
 Tensor windows_of(std::int64_t longest, Device device, F&& window) {

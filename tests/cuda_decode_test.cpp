@@ -18,6 +18,7 @@ using namespace testing;
 
 constexpr std::int64_t kBatch = 3;
 
+class CudaInt8 : public ::testing::TestWithParam<DecodeCase> {};
 class CudaDecoding : public ::testing::TestWithParam<DecodeCase> {};
 
 Tensor decoded(Transformer& model, const DecoderConfig& config, std::int64_t replays) {
@@ -58,17 +59,37 @@ TEST_P(CudaDecoding, ReplaysGiveTheBitsOfQueuedSteps) {
   EXPECT_EQ(memory_stats(DeviceType::cuda).live_bytes, before);
 }
 
-TEST_P(CudaDecoding, Int8StaysNear) {
+std::vector<DecodeCase> recorded_cases() {
+  std::vector<DecodeCase> all = dense_cases();
+  for (const DecodeCase& c : aspa_cases()) all.push_back(c);
+  return all;
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, CudaDecoding, ::testing::ValuesIn(recorded_cases()),
+                         [](const auto& decode) { return decode.param.name; });
+
+TEST_P(CudaInt8, StaysNear) {
   PROTEUS_NEED_GPU();
   const auto model = decode_model(GetParam(), "f32");
   model->to(cuda::device(0));
-  const Tensor got = decoded(*model, {.batch = kBatch, .cache = CacheType::int8},
-                             kDecodeLength - 1);
+  const Tensor got =
+      decoded(*model, {.batch = kBatch, .cache = CacheType::int8}, kDecodeLength - 1);
   EXPECT_LE(difference(got, model->logits(decode_tokens(kBatch)).to(kCpu)), 2e-2);
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, CudaDecoding, ::testing::ValuesIn(dense_cases()),
+INSTANTIATE_TEST_SUITE_P(Models, CudaInt8, ::testing::ValuesIn(int8_cases()),
                          [](const auto& decode) { return decode.param.name; });
+
+TEST(CudaDecoder, StepsThatTheHostTakesPartInAreQueued) {
+  PROTEUS_NEED_GPU();
+  for (const DecodeCase& c : waiting_cases()) {
+    SCOPED_TRACE(c.name);
+    const auto model = decode_model(c, "f32");
+    model->to(cuda::device(0));
+    const Tensor got = decoded(*model, {.batch = kBatch}, 0);
+    EXPECT_LE(difference(got, model->logits(decode_tokens(kBatch)).to(kCpu)), 1e-5);
+  }
+}
 
 // Tokens that are drawn in the step, and never seen by the host before the end.
 TEST(CudaDecoder, DrawsWhatTheCpuDraws) {
@@ -111,12 +132,8 @@ TEST(CudaCacheAttend, RungsAgree) {
     for (const bool codes : {false, true}) {
       SCOPED_TRACE(std::to_string(length) + (codes ? ", codes" : ""));
       constexpr std::int64_t kH = 2, kD = 64, kLongest = 9000;
-      const ops::StreamCache cache = ops::make_stream_cache({.B = 2,
-                                                             .H = kH,
-                                                             .capacity = kLongest,
-                                                             .D = kD,
-                                                             .codes = codes,
-                                                             .device = device});
+      const ops::StreamCache cache = ops::make_stream_cache(
+          {.B = 2, .H = kH, .capacity = kLongest, .D = kD, .codes = codes, .device = device});
       const auto fill = [&](const Tensor& t, std::uint64_t stream) {
         const bool whole = t.dtype() == DType::i8;
         t.copy_(Tensor::randn(t.shape(), {3, stream}, DType::f32, 0, whole ? 40 : 1)

@@ -1,13 +1,13 @@
 // Decoding side by side (nn/decoder.h): the logits of a full forward pass, on the CPU and, bit for
 // bit the same, on a device that host code must not touch.
-#include "tests/decoder_runs.h"
-
 #include <gtest/gtest.h>
 
 #include "tensor/error.h"
 #include "tensor/ops/draw.h"
+#include "tests/decoder_runs.h"
 #include "tests/error_text.h"
 #include "tests/fake_device.h"
+#include "train/generate.h"
 #include "train/sampler.h"
 
 namespace proteus {
@@ -15,6 +15,7 @@ namespace {
 
 using namespace testing;
 
+class Int8 : public ::testing::TestWithParam<DecodeCase> {};
 class Decoding : public ::testing::TestWithParam<DecodeCase> {};
 
 TEST_P(Decoding, StepsEqualTheForwardPass) {
@@ -27,13 +28,6 @@ TEST_P(Decoding, StepsEqualTheForwardPass) {
     EXPECT_EQ(decoder.position(), kDecodeLength);
     EXPECT_GT(decoder.bytes(), 0);
   }
-}
-
-TEST_P(Decoding, Int8StaysNear) {
-  const auto model = decode_model(GetParam(), "f32");
-  const Tensor tokens = decode_tokens(2);
-  Decoder decoder(*model, {.batch = 2, .cache = CacheType::int8});
-  EXPECT_LE(difference(decoded_logits(decoder, tokens), model->logits(tokens)), 2e-2);
 }
 
 TEST_P(Decoding, BeginsAnew) {
@@ -67,7 +61,17 @@ TEST_P(Decoding, TheSameBitsOnADevice) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Models, Decoding, ::testing::ValuesIn(dense_cases()),
+INSTANTIATE_TEST_SUITE_P(Models, Decoding, ::testing::ValuesIn(all_decode_cases()),
+                         [](const auto& decode) { return decode.param.name; });
+
+TEST_P(Int8, StaysNear) {
+  const auto model = decode_model(GetParam(), "f32");
+  const Tensor tokens = decode_tokens(2);
+  Decoder decoder(*model, {.batch = 2, .cache = CacheType::int8});
+  EXPECT_LE(difference(decoded_logits(decoder, tokens), model->logits(tokens)), 2e-2);
+}
+
+INSTANTIATE_TEST_SUITE_P(Models, Int8, ::testing::ValuesIn(int8_cases()),
                          [](const auto& decode) { return decode.param.name; });
 
 TEST(Decoder, DrawsTheTokensOfTheSampler) {
@@ -98,6 +102,28 @@ TEST(Decoder, DrawsNothingFromNumbersThatWentBad) {
   const Tensor tokens = Tensor::zeros({3}, DType::i32);
   ops::draw_tokens(tokens, logits, Tensor::zeros({3}, DType::i32), {.temperature = 0});
   EXPECT_EQ(tokens.to_vector(), (std::vector<double>{kNoToken, kNoToken, 0}));
+}
+
+// Prompt, decoding, and tokens beyond the context.
+TEST(Decoder, TextOnADeviceIsTheTextOfTheCpu) {
+  const Tokenizer tokenizer = Tokenizer::chars_of("abcdefgh\n", "text");
+  for (const char* arm : {"dense", "aspa"}) {
+    const auto parsed =
+        parse_options("duel", {"--layers", "2", "--width", "32", "--context", "24"});
+    const auto model = make_model(parsed.options, arm_named(arm, "--arms"), tokenizer.vocab(), 3);
+    for (const std::string prompt : {"", "abcab", "abcdefghabcdefghabcdefghabcdefgh"}) {
+      SamplingOptions options{.prompt = prompt, .sample_tokens = 40, .top_p = 0.9};
+      model->to(kCpu);
+      const std::string expected = generate(*model, tokenizer, options, 5).text;
+      const FakeDevice fake;
+      model->to(kFakeDevice);
+      EXPECT_EQ(generate(*model, tokenizer, options, 5).text, expected) << arm << prompt;
+      options.top_a = "blend";
+      EXPECT_THROW(generate(*model, tokenizer, options, 5), ConfigError);
+      EXPECT_TRUE(model->training());
+      model->to(kCpu);
+    }
+  }
 }
 
 TEST(Decoder, ErrorsSayWhatToChange) {

@@ -1,11 +1,16 @@
 #include "train/generate.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <chrono>
 #include <optional>
 #include <span>
 
+#include "nn/decoder.h"
 #include "tensor/error.h"
+#include "tensor/ops/draw.h"
+#include "tensor/queue.h"
 #include "train/models.h"
 #include "train/sampler.h"
 
@@ -113,19 +118,127 @@ class ConsensusWatch {
   AspaAttention* layer_;
 };
 
+std::vector<std::int32_t> prompt_ids(const Tokenizer& tokenizer, const std::string& prompt) {
+  if (!prompt.empty()) return tokenizer.encode_option(prompt, "--prompt");
+  try {
+    return tokenizer.encode_option("\n", "--prompt");
+  } catch (const ConfigError&) {
+    return {0};  // a text without line breaks
+  }
+}
+
+/// A continuation on the model's device. Tokens are drawn there and read one step late, so that the
+/// host never waits for the step that it has just queued.
+class DeviceText {
+ public:
+  DeviceText(Transformer& model, const SamplingOptions& options, std::uint64_t seed,
+             std::vector<std::int32_t>& ids)
+      : model_(model), ids_(ids), prompt_(static_cast<std::int64_t>(ids.size())) {
+    draw_ = {options.temperature, options.top_k, options.top_p, {seed, kSampleStream}, 0};
+    cache_ = options.cache_dtype == "int8" ? CacheType::int8 : CacheType::full;
+  }
+
+  void append(std::int64_t count) {
+    const std::int64_t context = model_.config().context;
+    const std::int64_t decoded = std::clamp<std::int64_t>(context - prompt_ + 1, 0, count);
+    if (decoded > 0) decode(decoded);
+    for (std::int64_t i = decoded; i < count; ++i) slide(i);
+  }
+
+ private:
+  void draw(const Tensor& tokens, const Tensor& logits, const Tensor& at, std::int64_t offset) {
+    ops::DrawOptions options = draw_;
+    options.offset = offset;
+    ops::draw_tokens(tokens, logits, at, options);
+  }
+
+  // Token by token; the first drawn one follows position prompt − 1.
+  void decode(std::int64_t count) {
+    Decoder decoder(model_, {.longest = prompt_ + count - 1, .cache = cache_},
+                    [this](const Tensor& tokens, const Tensor& logits, const Tensor& at) {
+                      draw(tokens, logits, at, 1 - prompt_);
+                    });
+    for (std::int64_t i = 0; i < prompt_; ++i) {
+      decoder.set_tokens(Tensor::from_data<std::int32_t>(
+          std::span<const std::int32_t>(&ids_[static_cast<std::size_t>(i)], 1), {1}));
+      decoder.step();
+    }
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (i > 0) decoder.step();
+      Readback read(decoder.tokens());
+      if (last_) take(*last_);
+      last_.emplace(std::move(read));
+    }
+    take(*last_);
+    last_.reset();
+  }
+
+  // Beyond the context: a forward pass over its last tokens.
+  void slide(std::int64_t i) {
+    const std::int64_t context = model_.config().context;
+    const auto last = std::span<const std::int32_t>(ids_).last(static_cast<std::size_t>(context));
+    const Device device = model_.head_weight().device();
+    const Tensor logits =
+        model_.last_logits(Tensor::from_data<std::int32_t>(last, {1, context}, device));
+    const Tensor tokens = Tensor::zeros({1}, DType::i32, device);
+    draw(tokens, logits, Tensor::zeros({1}, DType::i32, device), i);
+    Readback read(tokens);
+    take(read);
+  }
+
+  void take(Readback& read) {
+    const auto token = *read.wait().data<std::int32_t>();
+    if (token == kNoToken) {
+      throw NumericError(fmt::format(
+          "sample: the logits after token {} are not finite numbers; the model has gone bad",
+          ids_.size()));
+    }
+    ids_.push_back(token);
+  }
+
+  Transformer& model_;
+  std::vector<std::int32_t>& ids_;
+  std::int64_t prompt_;
+  ops::DrawOptions draw_;
+  CacheType cache_;
+  std::optional<Readback> last_;
+};
+
+void check_device_options(const SamplingOptions& options, Device device) {
+  const char* option = nullptr;
+  if (options.top_a != "off") option = "--top-a";
+  if (options.latency_budget > 0) option = "--latency-budget";
+  if (!option) return;
+  throw ConfigError(fmt::format("{}: expected --device cpu, which alone can do that, got {}",
+                                option, to_string(device)));
+}
+
+/// Evaluation mode until the end of the scope.
+class Evaluating {
+ public:
+  explicit Evaluating(Transformer& model) : model_(model), training_(model.training()) {
+    model.set_training(false);
+  }
+  ~Evaluating() { model_.set_training(training_); }
+  Evaluating(const Evaluating&) = delete;
+  Evaluating& operator=(const Evaluating&) = delete;
+
+ private:
+  Transformer& model_;
+  bool training_;
+};
+
 }  // namespace
 
 Generated generate(Transformer& model, const Tokenizer& tokenizer, const SamplingOptions& options,
                    std::uint64_t seed) {
-  std::vector<std::int32_t> ids;
-  if (!options.prompt.empty()) {
-    ids = tokenizer.encode_option(options.prompt, "--prompt");
-  } else {
-    try {
-      ids = tokenizer.encode_option("\n", "--prompt");
-    } catch (const ConfigError&) {
-      ids = {0};  // a text without line breaks
-    }
+  std::vector<std::int32_t> ids = prompt_ids(tokenizer, options.prompt);
+  const std::size_t start = options.prompt.empty() ? ids.size() : 0;
+  const Evaluating evaluating(model);
+  if (const Device device = model.head_weight().device(); device != kCpu) {
+    check_device_options(options, device);
+    DeviceText(model, options, seed, ids).append(options.sample_tokens);
+    return {tokenizer.decode(std::span(ids).subspan(start)), {}, {}};
   }
   const SamplerConfig config = sampler_config(options);
   const ConsensusWatch consensus(model);
@@ -134,9 +247,6 @@ Generated generate(Transformer& model, const Tokenizer& tokenizer, const Samplin
         "--top-a: expected a model whose last layer has routed heads (an ASPA arm), got one "
         "without; use --top-a off");
   }
-  const bool training = model.training();
-  model.set_training(false);
-  const std::size_t start = options.prompt.empty() ? ids.size() : 0;
   Continuation next(model, options.cache_dtype == "int8" ? CacheType::int8 : CacheType::full);
   Budget budget(model, options.latency_budget);
   AgreementSummary agreement;
@@ -155,7 +265,6 @@ Generated generate(Transformer& model, const Tokenizer& tokenizer, const Samplin
     }
     ids.push_back(draw_candidate(list, {seed, kSampleStream}, static_cast<std::uint64_t>(i)));
   }
-  model.set_training(training);
   return {tokenizer.decode(std::span(ids).subspan(start)), budget.decisions(), agreement};
 }
 

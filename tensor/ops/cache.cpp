@@ -11,7 +11,7 @@
 namespace proteus {
 namespace {
 
-constexpr std::int64_t kAppendGrain = 16;     // items of a chunk
+constexpr std::int64_t kAppendGrain = 16;  // items of a chunk
 constexpr std::int64_t kAttendGrain = 1;
 constexpr std::int64_t kAdvanceGrain = 1 << 12;
 
@@ -169,12 +169,16 @@ void advance_cpu(const Advance& a) {
 
 CacheRows rows_of(const ops::StreamCache& c) {
   const auto scales = [](const Tensor& t) { return t.defined() ? t.data<float>() : nullptr; };
-  return {c.k.raw(),          c.v.raw(),
-          scales(c.k_scale),  scales(c.v_scale),
+  return {c.k.raw(),
+          c.v.raw(),
+          scales(c.k_scale),
+          scales(c.v_scale),
           c.bias.defined() ? c.bias.raw() : nullptr,
           c.entries.data<std::int32_t>(),
-          c.k.size(1),        c.k.size(2),
-          c.anchors,          c.k.size(3)};
+          c.k.size(1),
+          c.k.size(2),
+          c.anchors,
+          c.k.size(3)};
 }
 
 /// The items of a call on vectors like `x`, checked.
@@ -306,17 +310,16 @@ Tensor cache_attend(const StreamCache& cache, const Tensor& q_any, const SightOp
   const Tensor windows = options.windows.defined() ? options.windows.contiguous() : Tensor();
   const Tensor sink = options.sink.defined() ? options.sink.contiguous() : Tensor();
   const Tensor out = Tensor::empty(q.shape(), q.dtype(), q.device());
-  proteus::cache_attend(
-      cache.k.device(),
-      {.cache = rows_of(cache),
-       .items = items,
-       .q = q.raw(),
-       .out = out.raw(),
-       .windows = windows.defined() ? windows.data<std::int32_t>() : nullptr,
-       .sink = sink.defined() ? sink.raw() : nullptr,
-       .sink_weight = options.sink_weight,
-       .q_stride = between(q),
-       .dtype = q.dtype()});
+  proteus::cache_attend(cache.k.device(),
+                        {.cache = rows_of(cache),
+                         .items = items,
+                         .q = q.raw(),
+                         .out = out.raw(),
+                         .windows = windows.defined() ? windows.data<std::int32_t>() : nullptr,
+                         .sink = sink.defined() ? sink.raw() : nullptr,
+                         .sink_weight = options.sink_weight,
+                         .q_stride = between(q),
+                         .dtype = q.dtype()});
   return out;
 }
 

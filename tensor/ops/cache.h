@@ -1,7 +1,7 @@
 // Keys and values that decoding keeps on a device, and attention of one query per head over them.
-// A stream is one head of one sequence: entries are appended one by one, and rows of the cache are a
-// ring behind the first `anchors` ones, which stay. How many entries a stream has is a number where
-// the cache is, so that a step of decoding is the same work at every length.
+// A stream is one head of one sequence: entries are appended one by one, and rows of the cache are
+// a ring behind the first `anchors` ones, which stay. How many entries a stream has is a number
+// where the cache is, so that a step of decoding is the same work at every length.
 //   cache_append: entry n of a stream becomes (k, v, bias); n ← n + 1
 //   cache_attend: out = softmax(q·k/√D + bias)·v over the entries that the newest query sees: the
 //     last windows[n], and the first `anchors`; sink_weight·exp(sink) more in the denominator
@@ -46,13 +46,13 @@ struct CacheRows {
   void* v = nullptr;
   float* k_scale = nullptr;  ///< [streams, capacity] with codes, else null
   float* v_scale = nullptr;
-  void* bias = nullptr;  ///< [streams, capacity] in the accumulation type, or null: 0
+  void* bias = nullptr;             ///< [streams, capacity] in the accumulation type, or null: 0
   std::int32_t* entries = nullptr;  ///< [streams]
   std::int64_t H = 0, capacity = 0, anchors = 0, D = 0;
 };
 
-/// Item (b, j) of B·n belongs to head heads[b, j] of sequence b (−1: to none; null: head j), and its
-/// vector is row row_of[b, j] of [rows, D], or, where that is null, starts at b·stride + j·D.
+/// Item (b, j) of B·n belongs to head heads[b, j] of sequence b (−1: to none; null: head j), and
+/// its vector is row row_of[b, j] of [rows, D], or, where that is null, starts at b·stride + j·D.
 struct CacheItems {
   const std::int32_t* heads = nullptr;
   const std::int32_t* row_of = nullptr;

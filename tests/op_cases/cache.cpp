@@ -82,8 +82,7 @@ Variable decoded(const Sizes& s, const std::vector<Variable>& v) {
     const Tensor k = all_k.select(0, e);
     const Tensor values = all_v.select(0, e);
     if (s.routed) {
-      ops::cache_append(cache, k, values, v[3].value().select(0, e),
-                        heads_at(s, e, false, device));
+      ops::cache_append(cache, k, values, v[3].value().select(0, e), heads_at(s, e, false, device));
     } else {
       ops::cache_append(cache, k, values);
     }
@@ -112,8 +111,8 @@ OpCase cache_case(const Sizes& s) {
   return {.op = "cache_attend",
           .variant = s.name,
           .slots = slots,
-          .inputs = {vectors(rows), vectors(all), vectors(all),
-                     fixed({s.entries, 2 * s.B}, true), fixed({s.H}, true), fixed({1})},
+          .inputs = {vectors(rows), vectors(all), vectors(all), fixed({s.entries, 2 * s.B}, true),
+                     fixed({s.H}, true), fixed({1})},
           .run = [s](const auto& v) { return decoded(s, v); },
           .flops = 2 * elements,
           .bytes = elements * (s.codes ? 1 : 4)};
@@ -141,34 +140,32 @@ ops::StreamCache small_cache() {
 
 OpFamily cache_family() {
   OpFamily family{"cache", {}, {}};
-  for (const Sizes& s : std::vector<Sizes>{
-           {"one entry", 1, 1, 1, 1},
-           {"3 wide", 2, 3, 3, 7},
-           {"8 wide", 3, 2, 8, 20},
-           {"64 wide", 2, 3, 64, 150},
-           {"128 wide", 1, 2, 128, 70},
-           {"256 wide", 1, 1, 256, 33},
-           {"ring", 2, 2, 16, 41, 0, 6},
-           {"ring and anchors", 2, 2, 32, 41, 3, 7},
-           {"anchors that the window reaches", 1, 2, 64, 9, 4, 6},
-           {"codes", 2, 3, 64, 150, 0, 0, true},
-           {"codes 5 wide", 2, 3, 5, 9, 0, 0, true},
-           {"codes 16 wide ring", 1, 2, 16, 40, 2, 9, true},
-           {"codes 128 wide", 1, 2, 128, 70, 0, 0, true},
-           {"routed", 3, 4, 64, 50, 2, 10, false, true},
-           {"routed 6 wide", 2, 3, 6, 30, 0, 4, false, true},
-           {"routed codes", 3, 4, 64, 50, 2, 10, true, true},
-           {"several stretches", 1, 2, 64, 700},
-           {"several stretches of codes", 1, 2, 64, 700, 0, 0, true},
-           {"several stretches of a ring", 2, 2, 32, 300, 5, 200}}) {
+  for (const Sizes& s :
+       std::vector<Sizes>{{"one entry", 1, 1, 1, 1},
+                          {"3 wide", 2, 3, 3, 7},
+                          {"8 wide", 3, 2, 8, 20},
+                          {"64 wide", 2, 3, 64, 150},
+                          {"128 wide", 1, 2, 128, 70},
+                          {"256 wide", 1, 1, 256, 33},
+                          {"ring", 2, 2, 16, 41, 0, 6},
+                          {"ring and anchors", 2, 2, 32, 41, 3, 7},
+                          {"anchors that the window reaches", 1, 2, 64, 9, 4, 6},
+                          {"codes", 2, 3, 64, 150, 0, 0, true},
+                          {"codes 5 wide", 2, 3, 5, 9, 0, 0, true},
+                          {"codes 16 wide ring", 1, 2, 16, 40, 2, 9, true},
+                          {"codes 128 wide", 1, 2, 128, 70, 0, 0, true},
+                          {"routed", 3, 4, 64, 50, 2, 10, false, true},
+                          {"routed 6 wide", 2, 3, 6, 30, 0, 4, false, true},
+                          {"routed codes", 3, 4, 64, 50, 2, 10, true, true},
+                          {"several stretches", 1, 2, 64, 700},
+                          {"several stretches of codes", 1, 2, 64, 700, 0, 0, true},
+                          {"several stretches of a ring", 2, 2, 32, 300, 5, 200}}) {
     family.cases.push_back(cache_case(s));
   }
   for (const std::int64_t n : {1, 7, 300}) family.cases.push_back(advance_case(n));
   family.errors = {
       {"no row behind the anchors",
-       [] {
-         ops::make_stream_cache({.B = 2, .H = 3, .capacity = 4, .D = 8, .anchors = 4});
-       },
+       [] { ops::make_stream_cache({.B = 2, .H = 3, .capacity = 4, .D = 8, .anchors = 4}); },
        "ConfigError", "rows behind the 4 anchors, got 2, 3, 8 and a capacity of 4"},
       {"q of other heads",
        [] {

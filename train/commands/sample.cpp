@@ -6,12 +6,14 @@
 #include "train/commands.h"
 #include "train/commands/model_file.h"
 #include "train/commands/text.h"
+#include "train/device.h"
 #include "train/generate.h"
 
 namespace proteus {
 
 int run_sample(const Options& options) {
   const LoadedModel loaded = load_model(options.checkpoint.checkpoint);
+  loaded.model->to(open_device(options.common.device));
   RunFolder folder(options);
   const Generated generated = generate(*loaded.model, loaded.tokenizer, options.sampling,
                                        static_cast<std::uint64_t>(options.common.seed));

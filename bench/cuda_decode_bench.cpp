@@ -1,0 +1,212 @@
+// Decoding on a GPU: GPT-2 124M (12 layers, width 768, vocabulary 50,304) and `baby` (6 layers,
+// width 384), rotary positions, the likeliest token taken in the step.
+//   cuda_decode_bench [--model gpt2|baby] [--arm ARM] [--batch B] [--context T] [--cache bf16|int8]
+//   [--by-slot]
+// A step appends one token to each of B sequences that have T already: queued kernel by kernel, and
+// recorded once and replayed. Their keys and values are zeros, which take as long as others.
+// tokens/s is of replays; MB what a step has to read: all parameters in bf16 and the keys and
+// values that it sees; roofline the time of that at the rate of a large copy, as a share of the
+// replay's. --by-slot times every kernel call of one step on its own instead.
+// bench/peers/decode.py measures PyTorch on the same shapes.
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "bench/slot_times.h"
+#include "cuda/device.h"
+#include "nn/decoder.h"
+#include "tensor/error.h"
+#include "tensor/ops/draw.h"
+#include "train/models.h"
+
+namespace proteus::bench {
+namespace {
+
+constexpr int kWarmup = 3;
+constexpr int kSteps = 20;  // of a round
+constexpr int kRounds = 5;  // of which the median counts
+
+struct Model {
+  const char* name;
+  std::int64_t vocab;
+  std::vector<std::string> options;
+};
+
+std::vector<Model> models() {
+  return {{"gpt2",
+           50304,
+           {"--layers", "12", "--width", "768", "--head-width", "64", "--shared-window", "256",
+            "--routed-heads", "32", "--k", "4", "--window", "256"}},
+          {"baby", 65, {"--preset", "baby"}}};
+}
+
+struct Run {
+  std::string arm, cache;
+  std::int64_t batch = 1, context = 0;
+};
+
+std::string option(int argc, char** argv, std::string_view name, const char* standard) {
+  for (int i = 1; i + 1 < argc; ++i) {
+    if (argv[i] == name) return argv[i + 1];
+  }
+  return standard;
+}
+
+double seconds_of(const std::function<void()>& work, Device device) {
+  using Clock = std::chrono::steady_clock;
+  synchronize(device);
+  const auto start = Clock::now();
+  work();
+  synchronize(device);
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+template <class F>
+double median_of(F&& seconds) {
+  std::vector<double> all;
+  for (int i = 0; i < kRounds; ++i) all.push_back(seconds());
+  std::nth_element(all.begin(), all.begin() + kRounds / 2, all.end());
+  return all[kRounds / 2];
+}
+
+/// Bytes per second of a large copy, read and written.
+double copy_rate(Device device) {
+  constexpr std::int64_t kBytes = std::int64_t{1} << 30;
+  const Tensor from = Tensor::zeros({kBytes}, DType::i8, device);
+  const Tensor to = Tensor::zeros({kBytes}, DType::i8, device);
+  return 2.0 * kBytes / median_of([&] { return seconds_of([&] { to.copy_(from); }, device); });
+}
+
+std::unique_ptr<Transformer> make(const Model& m, const Run& run, Device device) {
+  std::vector<std::string> words = m.options;
+  words.insert(words.end(), {"--dtype", "bf16", "--context", std::to_string(run.context + kSteps)});
+  auto model =
+      make_model(parse_options("duel", words).options, arm_named(run.arm, "--arm"), m.vocab, 1);
+  model->set_training(false);
+  model->to(device);
+  return model;
+}
+
+Decoder make_decoder(Transformer& model, const Run& run, bool record) {
+  return Decoder(model,
+                 {.batch = run.batch,
+                  .cache = run.cache == "int8" ? CacheType::int8 : CacheType::full,
+                  .record = record},
+                 [](const Tensor& tokens, const Tensor& logits, const Tensor& positions) {
+                   ops::draw_tokens(tokens, logits, positions, {.temperature = 0});
+                 });
+}
+
+void steps(Decoder& decoder, int count) {
+  for (int i = 0; i < count; ++i) decoder.step();
+}
+
+double step_seconds(Transformer& model, const Run& run, bool record, Device device) {
+  Decoder decoder = make_decoder(model, run, record);
+  steps(decoder, kWarmup);
+  return median_of([&] {
+           decoder.set_position(run.context);
+           return seconds_of([&] { steps(decoder, kSteps); }, device);
+         }) /
+         kSteps;
+}
+
+// The parameters, and the keys and values of a dense model.
+double bytes_read(const Transformer& model, const Run& run) {
+  double bytes = 2.0 * static_cast<double>(model.active_parameter_count());
+  // Four operations a visible pair and element of a head.
+  const double elements = model.attention_flops_per_token(run.context) / 4;
+  const double at_the_end = 2 * elements;  // the mean over a sequence is half of that
+  const double each = run.cache == "int8" ? 1 + 4.0 / 64 : 2;
+  bytes += static_cast<double>(run.batch) * 2 * at_the_end * each;
+  return bytes;
+}
+
+void measure(const Model& m, const Run& run, double copy, Device device) {
+  const auto model = make(m, run, device);
+  const double queued = step_seconds(*model, run, false, device);
+  const double replayed = step_seconds(*model, run, true, device);
+  const double bytes = bytes_read(*model, run);
+  std::printf("%-5s %-6s %-5s %5lld %7lld %10.3f %10.3f %10.0f %9.0f %8.0f%%\n", m.name,
+              run.arm.c_str(), run.cache.c_str(), static_cast<long long>(run.batch),
+              static_cast<long long>(run.context), queued * 1e3, replayed * 1e3,
+              static_cast<double>(run.batch) / replayed, bytes / 1e6,
+              100 * bytes / copy / replayed);
+  std::fflush(stdout);
+}
+
+void by_slot(const Model& m, const Run& run, Device device) {
+  const auto model = make(m, run, device);
+  Decoder decoder = make_decoder(*model, run, false);
+  steps(decoder, kWarmup);
+  decoder.set_position(run.context);
+  std::printf("%s, %s, %s, batch %lld, %lld tokens: one step\n", m.name, run.arm.c_str(),
+              run.cache.c_str(), static_cast<long long>(run.batch),
+              static_cast<long long>(run.context));
+  synchronize(device);
+  const SlotTimes watch;
+  decoder.step();
+  synchronize(device);
+  watch.print();
+}
+
+bool wanted(const std::string& asked, const std::string& value) {
+  return asked.empty() || asked == value;
+}
+
+int run(int argc, char** argv) {
+  const Device device = cuda::device(0);
+  const auto asked = [&](const char* name) { return option(argc, argv, name, ""); };
+  const bool slots = std::any_of(
+      argv, argv + argc, [](const char* word) { return std::string_view(word) == "--by-slot"; });
+  const double copy = slots ? 0 : copy_rate(device);
+  if (!slots) {
+    std::printf("copy %.0f GB/s\n%-5s %-6s %-5s %5s %7s %10s %10s %10s %9s %9s\n", copy / 1e9,
+                "model", "arm", "cache", "batch", "tokens", "queued ms", "replay ms", "tokens/s",
+                "MB", "roofline");
+  }
+  for (const Model& m : models()) {
+    if (!wanted(asked("--model"), m.name)) continue;
+    for (const char* arm : {"dense"}) {
+      for (const std::int64_t batch : {1, 32}) {
+        for (const std::int64_t context : {1024, 8192, 65536}) {
+          for (const char* cache : {"bf16", "int8"}) {
+            const Run each{arm, cache, batch, context};
+            if (!wanted(asked("--arm"), arm) || !wanted(asked("--cache"), cache) ||
+                !wanted(asked("--batch"), std::to_string(batch)) ||
+                !wanted(asked("--context"), std::to_string(context))) {
+              continue;
+            }
+            try {
+              slots ? by_slot(m, each, device) : measure(m, each, copy, device);
+            } catch (const OutOfMemory&) {
+              std::printf("%-5s %-6s %-5s %5lld %7lld: does not fit into the memory\n", m.name, arm,
+                          cache, static_cast<long long>(batch), static_cast<long long>(context));
+            }
+          }
+        }
+      }
+    }
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace proteus::bench
+
+int main(int argc, char** argv) {
+  if (proteus::cuda::device_count() == 0) {
+    std::puts("cuda_decode_bench: no GPU here");
+    return 0;
+  }
+  try {
+    return proteus::bench::run(argc, argv);
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "cuda_decode_bench: %s\n", error.what());
+    return 2;
+  }
+}
