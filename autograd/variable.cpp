@@ -85,7 +85,7 @@ Tensor Variable::rounded() const {
   static std::mutex mutex;  // threads may run one model
   const std::lock_guard lock(mutex);
   Rounded& kept = state_->rounded;
-  if (!kept.copy.defined()) {
+  if (!kept.copy.defined() || kept.copy.device() != x.device()) {
     kept = {x.to(DType::bf16), x.version()};
   } else if (kept.version != x.version()) {
     kept.copy.copy_(x);

@@ -4,14 +4,15 @@
 //   [--by-slot]
 // A step appends one token to each of B sequences that have T already: queued kernel by kernel, and
 // recorded once and replayed. Their keys and values are zeros, which take as long as others.
-// tokens/s is of replays; MB what a step has to read: all parameters in bf16 and the keys and
-// values that it sees; roofline the time of that at the rate of a large copy, as a share of the
-// replay's. --by-slot times every kernel call of one step on its own instead.
+// tokens/s is of replays; MB what a step has to read: the parameters that it uses in bf16, and the
+// keys and values that it sees; the last column is the time of that at the rate of a large copy, as
+// a percentage of the replay's. --by-slot times every kernel call of one step on its own instead.
 // bench/peers/decode.py measures PyTorch on the same shapes.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,6 +27,7 @@
 namespace proteus::bench {
 namespace {
 
+constexpr double kHeadWidth = 64;
 constexpr int kWarmup = 3;
 constexpr int kSteps = 20;  // of a round
 constexpr int kRounds = 5;  // of which the median counts
@@ -81,11 +83,11 @@ double copy_rate(Device device) {
   return 2.0 * kBytes / median_of([&] { return seconds_of([&] { to.copy_(from); }, device); });
 }
 
-std::unique_ptr<Transformer> make(const Model& m, const Run& run, Device device) {
+std::unique_ptr<Transformer> make(const Model& m, const std::string& arm, Device device) {
   std::vector<std::string> words = m.options;
-  words.insert(words.end(), {"--dtype", "bf16", "--context", std::to_string(run.context + kSteps)});
+  words.insert(words.end(), {"--dtype", "bf16"});
   auto model =
-      make_model(parse_options("duel", words).options, arm_named(run.arm, "--arm"), m.vocab, 1);
+      make_model(parse_options("duel", words).options, arm_named(arm, "--arm"), m.vocab, 1);
   model->set_training(false);
   model->to(device);
   return model;
@@ -94,6 +96,7 @@ std::unique_ptr<Transformer> make(const Model& m, const Run& run, Device device)
 Decoder make_decoder(Transformer& model, const Run& run, bool record) {
   return Decoder(model,
                  {.batch = run.batch,
+                  .longest = run.context + kSteps,
                   .cache = run.cache == "int8" ? CacheType::int8 : CacheType::full,
                   .record = record},
                  [](const Tensor& tokens, const Tensor& logits, const Tensor& positions) {
@@ -115,23 +118,24 @@ double step_seconds(Transformer& model, const Run& run, bool record, Device devi
          kSteps;
 }
 
-// The parameters, and the keys and values of a dense model.
+// Parameters, and keys and values in sight. One token uses the heads that it enters; a batch is
+// taken to use all.
 double bytes_read(const Transformer& model, const Run& run) {
-  double bytes = 2.0 * static_cast<double>(model.active_parameter_count());
-  // Four operations a visible pair and element of a head.
-  const double elements = model.attention_flops_per_token(run.context) / 4;
-  const double at_the_end = 2 * elements;  // the mean over a sequence is half of that
-  const double each = run.cache == "int8" ? 1 + 4.0 / 64 : 2;
-  bytes += static_cast<double>(run.batch) * 2 * at_the_end * each;
-  return bytes;
+  const std::int64_t parameters =
+      run.batch == 1 ? model.active_parameter_count() : model.parameter_count();
+  // Four operations a visible pair and element of a head, the mean over a sequence: in dense
+  // attention half of what its last token sees.
+  const double seen = model.attention_flops_per_token(run.context) / 4;
+  const double each = run.cache == "int8" ? 1 + 4.0 / kHeadWidth : 2;
+  const double cached = 2 * seen * (run.arm == "dense" ? 2 : 1) * each;
+  return 2.0 * static_cast<double>(parameters) + static_cast<double>(run.batch) * cached;
 }
 
-void measure(const Model& m, const Run& run, double copy, Device device) {
-  const auto model = make(m, run, device);
-  const double queued = step_seconds(*model, run, false, device);
-  const double replayed = step_seconds(*model, run, true, device);
-  const double bytes = bytes_read(*model, run);
-  std::printf("%-5s %-6s %-5s %5lld %7lld %10.3f %10.3f %10.0f %9.0f %8.0f%%\n", m.name,
+void measure(const Model& m, Transformer& model, const Run& run, double copy, Device device) {
+  const double queued = step_seconds(model, run, false, device);
+  const double replayed = step_seconds(model, run, true, device);
+  const double bytes = bytes_read(model, run);
+  std::printf("%-5s %-6s %-5s %5lld %7lld %10.3f %10.3f %10.0f %9.0f %9.0f\n", m.name,
               run.arm.c_str(), run.cache.c_str(), static_cast<long long>(run.batch),
               static_cast<long long>(run.context), queued * 1e3, replayed * 1e3,
               static_cast<double>(run.batch) / replayed, bytes / 1e6,
@@ -139,9 +143,8 @@ void measure(const Model& m, const Run& run, double copy, Device device) {
   std::fflush(stdout);
 }
 
-void by_slot(const Model& m, const Run& run, Device device) {
-  const auto model = make(m, run, device);
-  Decoder decoder = make_decoder(*model, run, false);
+void by_slot(const Model& m, Transformer& model, const Run& run, Device device) {
+  Decoder decoder = make_decoder(model, run, false);
   steps(decoder, kWarmup);
   decoder.set_position(run.context);
   std::printf("%s, %s, %s, batch %lld, %lld tokens: one step\n", m.name, run.arm.c_str(),
@@ -154,8 +157,24 @@ void by_slot(const Model& m, const Run& run, Device device) {
   watch.print();
 }
 
-bool wanted(const std::string& asked, const std::string& value) {
-  return asked.empty() || asked == value;
+std::vector<Run> runs(const std::function<std::string(const char*)>& asked) {
+  const auto wanted = [&](const char* name, const std::string& value) {
+    return asked(name).empty() || asked(name) == value;
+  };
+  std::vector<Run> all;
+  for (const char* arm : {"dense", "aspa"}) {
+    for (const std::int64_t batch : {1, 32}) {
+      for (const std::int64_t context : {1024, 8192, 65536}) {
+        for (const char* cache : {"bf16", "int8"}) {
+          if (wanted("--arm", arm) && wanted("--batch", std::to_string(batch)) &&
+              wanted("--context", std::to_string(context)) && wanted("--cache", cache)) {
+            all.push_back({arm, cache, batch, context});
+          }
+        }
+      }
+    }
+  }
+  return all;
 }
 
 int run(int argc, char** argv) {
@@ -167,28 +186,20 @@ int run(int argc, char** argv) {
   if (!slots) {
     std::printf("copy %.0f GB/s\n%-5s %-6s %-5s %5s %7s %10s %10s %10s %9s %9s\n", copy / 1e9,
                 "model", "arm", "cache", "batch", "tokens", "queued ms", "replay ms", "tokens/s",
-                "MB", "roofline");
+                "MB", "% of it");
   }
   for (const Model& m : models()) {
-    if (!wanted(asked("--model"), m.name)) continue;
-    for (const char* arm : {"dense"}) {
-      for (const std::int64_t batch : {1, 32}) {
-        for (const std::int64_t context : {1024, 8192, 65536}) {
-          for (const char* cache : {"bf16", "int8"}) {
-            const Run each{arm, cache, batch, context};
-            if (!wanted(asked("--arm"), arm) || !wanted(asked("--cache"), cache) ||
-                !wanted(asked("--batch"), std::to_string(batch)) ||
-                !wanted(asked("--context"), std::to_string(context))) {
-              continue;
-            }
-            try {
-              slots ? by_slot(m, each, device) : measure(m, each, copy, device);
-            } catch (const OutOfMemory&) {
-              std::printf("%-5s %-6s %-5s %5lld %7lld: does not fit into the memory\n", m.name, arm,
-                          cache, static_cast<long long>(batch), static_cast<long long>(context));
-            }
-          }
-        }
+    if (!asked("--model").empty() && asked("--model") != m.name) continue;
+    std::string arm;
+    std::unique_ptr<Transformer> model;
+    for (const Run& each : runs(asked)) {
+      if (arm != each.arm) model = make(m, arm = each.arm, device);
+      try {
+        slots ? by_slot(m, *model, each, device) : measure(m, *model, each, copy, device);
+      } catch (const OutOfMemory&) {
+        std::printf("%s, %s, %s, batch %lld, %lld tokens: not enough memory\n", m.name,
+                    each.arm.c_str(), each.cache.c_str(), static_cast<long long>(each.batch),
+                    static_cast<long long>(each.context));
       }
     }
   }

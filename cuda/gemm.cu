@@ -1,7 +1,8 @@
 // Matrix products of tensor/ops/gemm.h on a GPU: cuBLASLt multiplies and does what it can of the
-// epilogue, the kernels here do the rest.
+// epilogue, the kernels here do the rest. Products of few rows have a kernel of their own.
 #include "cuda/column_sums.cuh"
 #include "cuda/gemm_cublaslt.h"
+#include "cuda/gemm_few.h"
 #include "cuda/kernels.h"
 #include "cuda/map.cuh"
 #include "tensor/ops/gelu.h"
@@ -153,6 +154,7 @@ void gelu_grad_by_lt(const GemmFwd& g) {
 
 void gemm_fwd_cuda(const GemmFwd& g) {
   if (g.M == 0 || g.N == 0 || g.batch == 0) return;
+  if (few_fits(g)) return few_multiply(g);
   const bool plain = !g.bias && !g.add && g.epilogue == GemmEpilogue::none;
   if (g.dtype == DType::bf16 && lt_does_gelu_grad(g)) return gelu_grad_by_lt(g);
   if (g.dtype == DType::bf16 && !plain && g.beta == 0 && !(g.K > 0 && lt_finishes(g))) {
