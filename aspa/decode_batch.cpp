@@ -99,7 +99,7 @@ Tensor AspaAttention::shared_step(const Tensor& x, const Tensor& x_key, const La
                          caches, positions);
   if (weights_.shared_gate.defined() && config_.alpha > 0) {
     const Variable z = reshape(linear(like, weights_.shared_gate), {B * H});
-    y = ops::scale_rows(y.reshape({B * H, D}), blended_gate(z).value());
+    y = ops::scale_rows(y.reshape({B * H, D}), z.value(), gate_factor());
   }
   return linear(Variable(y.reshape({B, H * D})), weights_.out).value();
 }
@@ -138,13 +138,13 @@ Tensor AspaAttention::routed_step(const Tensor& x, const Tensor& x_key, const La
   const bool filled = query.slots == ops::Slots::filled && key.slots == ops::Slots::filled;
   const std::vector<PackedRows> rows =
       ops::pack_rows(roles, Hr, 1, filled ? ops::Slots::filled : ops::Slots::any);
-  Variable gate;
+  Variable query_z;
   Variable key_bias;
   if (gating_->gated()) {
     const auto z = [&](bool wanted, const RoleRouting& routing, const PackedRows& packed) {
       return wanted ? router_->row_logits(routing.projected, packed).z : Variable();
     };
-    gate = gating_->open(z(config_.query_gate, query, rows[0]), query, rows[0]);
+    query_z = z(config_.query_gate, query, rows[0]);
     key_bias = gating_->key_bias(z(config_.key_bias, key, rows[1]), key, rows[1]);
   }
   const auto heads = [&](const Tensor& in, const Variable& weight, const Variable& bias,
@@ -164,7 +164,7 @@ Tensor AspaAttention::routed_step(const Tensor& x, const Tensor& x_key, const La
     sight.sink_weight = config_.alpha;
   }
   Variable o(ops::cache_attend(caches.routed, q, sight, {rows[0].heads, rows[0].row_of}));
-  if (gate.defined()) o = scale_rows(o, gate);
+  if (gating_->gated()) o = gating_->open(o, query_z, query, rows[0]);
   const Variable y =
       grouped_combine(o, weights_.o, rows[0], shared.defined() ? Variable(shared) : Variable());
   return y.value().reshape({B, config_.width});

@@ -119,6 +119,7 @@ void scale_rows(const LinearCrossEntropy& c, const void* from, const float* fact
   scale_rows_fwd(here(), {.x = from,
                           .r = factor,
                           .y = to,
+                          .factor = {},
                           .M = c.rows,
                           .D = c.C,
                           .dtype = DType::bf16,

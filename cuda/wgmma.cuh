@@ -93,8 +93,8 @@ __device__ inline void wgmma(float (&c)[8][4], const Operand& a, const Operand& 
       "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " PROTEUS_ACCUMULATORS_32
       ", %32, %33, p, 1, 1, %35, %36;}"
       : PROTEUS_BLOCKS_8(c, 0)
-      : "l"(a.descriptor()), "l"(b.descriptor()), "r"(static_cast<int>(add)),
-        "n"(kTransA ? 1 : 0), "n"(kTransB ? 1 : 0));
+      : "l"(a.descriptor()), "l"(b.descriptor()), "r"(static_cast<int>(add)), "n"(kTransA ? 1 : 0),
+        "n"(kTransB ? 1 : 0));
 }
 
 /// c [64, 128] += A·B; A in registers, B transposed: k across its rows.
