@@ -179,7 +179,8 @@ class AspaAttention : public Attention, public Gated {
   Tensor routed_step(const Tensor& x, const Tensor& x_key, const LayerCaches& caches,
                      const Tensor& positions, const Tensor& shared) const;
   /// route() of one token of every sequence.
-  RoleRouting route_step(Role role, const Tensor& in, const Tensor& positions) const;
+  RoleRouting route_step(Role role, const Tensor& in, const LayerCaches& caches,
+                         const Tensor& positions) const;
   /// The gate with the largest share of every (row, head) of heads i32 [B, k], in their order.
   std::vector<std::int32_t> main_gates(const Tensor& projected, const Tensor& heads) const;
   BankUse bank_use() const;

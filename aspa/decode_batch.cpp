@@ -69,6 +69,9 @@ LayerCaches AspaAttention::make_caches(const CacheShape& shape) const {
     const bool biased = config_.alpha > 0 && (config_.key_bias || salience_);
     caches.routed = ring(shape, config_.routed_heads, config_.head_width, config_.anchors, biased,
                          window_of(config_.window), caches.routed_windows);
+    const Tensor every = Tensor::arange(config_.routed_heads, DType::i32);
+    caches.every_head =
+        every.unsqueeze(0).expand({shape.B, config_.routed_heads}).contiguous().to(shape.device);
   }
   if (weights_.mu.defined()) {
     caches.pair = Tensor::zeros({shape.B, 2, config_.width}, shape.dtype, shape.device);
@@ -104,12 +107,12 @@ Tensor AspaAttention::shared_step(const Tensor& x, const Tensor& x_key, const La
   return linear(Variable(y.reshape({B, H * D})), weights_.out).value();
 }
 
-RoleRouting AspaAttention::route_step(Role role, const Tensor& in, const Tensor& positions) const {
+RoleRouting AspaAttention::route_step(Role role, const Tensor& in, const LayerCaches& caches,
+                                      const Tensor& positions) const {
   const std::int64_t B = in.size(0);
   RoleRouting out;
   if (!gating_->gated()) {
-    const Tensor every = Tensor::arange(config_.routed_heads, DType::i32, in.device());
-    out.heads = every.unsqueeze(0).expand({B, config_.routed_heads}).contiguous();
+    out.heads = caches.every_head;
     out.slots = ops::Slots::filled;
     return out;
   }
@@ -132,8 +135,8 @@ Tensor AspaAttention::routed_step(const Tensor& x, const Tensor& x_key, const La
   }
   const std::int64_t B = x.size(0);
   const std::int64_t Hr = config_.routed_heads;
-  const RoleRouting query = route_step(Role::query, x, positions);
-  const RoleRouting key = route_step(Role::key, x_key, positions);
+  const RoleRouting query = route_step(Role::query, x, caches, positions);
+  const RoleRouting key = route_step(Role::key, x_key, caches, positions);
   const Tensor roles[] = {query.heads, key.heads};
   const bool filled = query.slots == ops::Slots::filled && key.slots == ops::Slots::filled;
   const std::vector<PackedRows> rows =

@@ -19,6 +19,7 @@ struct LayerCaches {
   ops::StreamCache routed = {};  ///< of routed heads' packed streams
   Tensor shared_windows = {};    ///< i32 [longest + 1] as in ops::SightOptions
   Tensor routed_windows = {};
+  Tensor every_head = {};  ///< i32 [B, routed heads], where no gate chooses any
   Tensor pair = {};  ///< [B, 2, C], the token before and this one, for layers with shifted keys
 
   std::int64_t bytes() const {
