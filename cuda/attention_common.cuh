@@ -317,7 +317,9 @@ struct Dropout : AttentionDropout {
   A kept;
   __device__ explicit Dropout(const AttentionProblem& p)
       : AttentionDropout(p), kept(static_cast<A>(factor)) {}
-  __device__ A of_half(std::uint32_t word, int half) const { return keeps(word, half) ? kept : A(0); }
+  __device__ A of_half(std::uint32_t word, int half) const {
+    return keeps(word, half) ? kept : A(0);
+  }
   __device__ A of(std::int64_t slot, std::int64_t key) const {
     const Philox4 r = draw(slot, key);
     const int i = static_cast<int>(key % kKeys);  // not an index: r stays in registers
