@@ -37,7 +37,7 @@ Tensor Block::step(const Tensor& x, const LayerCaches& caches, const Tensor& pos
 
 Tensor Block::finish_step(const Tensor& mixed, const Tensor& x) const {
   const Tensor h = ops::add(mixed, x);
-  return ops::add(mlp_.forward(norm2_.forward(Variable(h))).value(), h);
+  return mlp_.forward_onto(norm2_.forward(Variable(h)), Variable(h)).value();  // as forward rounds
 }
 
 }  // namespace proteus
