@@ -55,7 +55,7 @@ Tensor positions_of(const PackedRows& rows, const Tensor& positions) {
 LayerCaches AspaAttention::make_caches(const CacheShape& shape) const {
   if (bank_slots() > 0) {
     throw ConfigError(
-        "aspa: make_caches: a bank is decoded on the CPU only (Transformer::begin_sequence)");
+        "aspa: make_caches: a bank is decoded on the CPU only; use --device cpu, or no bank");
   }
   LayerCaches caches;
   const auto window_of = [this](std::int64_t window) {

@@ -18,6 +18,13 @@ constexpr float kWidest = 28;
 
 using Sum = unsigned long long;
 
+struct Smaller {
+  template <class A>
+  __device__ A operator()(A a, A b) const {
+    return b < a ? b : a;
+  }
+};
+
 /// Numbers in the order of the floats.
 __device__ std::uint32_t key_of(float x) {
   const std::uint32_t bits = __float_as_uint(x == 0 ? 0.0f : x);
@@ -88,11 +95,17 @@ struct Row {
       low = min(low, key);
       high = max(high, key);
     });
-    const auto smaller = [](std::uint32_t a, std::uint32_t b) { return a < b ? a : b; };
-    const auto larger = [](std::uint32_t a, std::uint32_t b) { return a < b ? b : a; };
-    least = group_reduce<kThreads>(low, smaller, 0xffffffffu);
-    most = group_reduce<kThreads>(high, larger, 0u);
+    least = group_reduce<kThreads>(low, Smaller{}, 0xffffffffu);
+    most = group_reduce<kThreads>(high, Larger{}, 0u);
     return !__syncthreads_or(bad) && least <= most;
+  }
+  /// The first candidate.
+  __device__ std::int32_t first() const {
+    std::int64_t id = V;
+    for (std::int64_t i = threadIdx.x; i < V; i += kThreads) {
+      if (key_of(static_cast<float>(logits[i])) == most) id = min(id, i);
+    }
+    return static_cast<std::int32_t>(group_reduce<kThreads>(id, Smaller{}, V));
   }
 };
 
@@ -200,7 +213,7 @@ __device__ std::int32_t draw(Shared& s, const DrawTokens& a, std::int64_t b) {
   if (!row.look()) return kNoToken;
   const auto one = [](std::uint32_t) { return std::uint64_t{1}; };
   const float all = std::numeric_limits<float>::max();
-  if (a.temperature == 0) return find(s, row, all, one, [](Sum) { return Sum{0}; }).id;
+  if (a.temperature == 0) return row.first();
   row.inverse = draw_inverse(a.temperature);
   const float widest = kWidest / row.inverse;
   const auto weight = [&](std::uint32_t key) { return row.weight(key); };

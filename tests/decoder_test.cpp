@@ -44,7 +44,7 @@ TEST_P(Decoding, TheSameBitsOnADevice) {
   for (const char* dtype : {"f32", "bf16"}) {
     for (const CacheType cache : {CacheType::full, CacheType::int8}) {
       const auto model = decode_model(GetParam(), dtype);
-      const Tensor tokens = decode_tokens(3, 20);
+      const Tensor tokens = decode_tokens(3, 5);
       const DecoderConfig config{.batch = 3, .cache = cache};
       Decoder on_cpu(*model, config);
       const Tensor expected = decoded_logits(on_cpu, tokens);
@@ -127,6 +127,9 @@ TEST(Decoder, TextOnADeviceIsTheTextOfTheCpu) {
 }
 
 TEST(Decoder, ErrorsSayWhatToChange) {
+  const auto banked = decode_model({"Bank", "aspa", {"--bank-slots", "4"}}, "f32");
+  EXPECT_EQ(message_of<ConfigError>([&] { Decoder(*banked, {}); }),
+            "aspa: make_caches: a bank is decoded on the CPU only; use --device cpu, or no bank");
   const auto model = decode_model(dense_cases()[2], "f32");
   EXPECT_THROW(Decoder(*model, {.longest = kDecodeLength + 1}), ConfigError);
   EXPECT_THROW(Decoder(*model, {.batch = 0}), ConfigError);

@@ -81,6 +81,7 @@ def measure(preset, batch, context, compiled):
     decoder = Decoder(preset, batch, context)
     step = torch.compile(decoder.step) if compiled else decoder.step
     stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(5):
             step()
