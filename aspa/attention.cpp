@@ -269,8 +269,7 @@ Variable AspaAttention::dense_forward(const Variable& x, const Variable& x_key,
   });
   const Variable o = attention(q, k, v, {}, sink ? weights_.sink : Variable(), plan, options);
   const Variable out = transpose(reshape(weights_.o, {H * D, config_.width}), 0, 1);
-  const Variable y = linear(reshape(o, {B * T, H * D}), out);
-  return shared.defined() ? add(shared, y) : y;
+  return linear(reshape(o, {B * T, H * D}), out, {}, shared);
 }
 
 Selection AspaAttention::select(const Variable& x) {

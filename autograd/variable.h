@@ -49,7 +49,8 @@ class Variable {
   Variable detach() const;
   /// The value rounded to bf16. A leaf keeps it until its value changes: what works on between two
   /// steps of the optimizer rounds its parameters once. It is renewed in place, so that recorded
-  /// work finds it where it was.
+  /// work finds it where it was: a recording that is to round again must begin with changed
+  /// versions. Threads that share a model on a GPU share a stream too, or wait for the first pass.
   Tensor rounded() const;
 
   /// Adds d(this)/d(leaf) to every leaf's gradient. The scalar form needs one element.

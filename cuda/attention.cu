@@ -1,5 +1,3 @@
-#include <string_view>
-
 #include "cuda/attention.h"
 #include "cuda/attention_rungs.h"
 #include "cuda/graph.h"
@@ -14,8 +12,7 @@ template <class Args>
 void run_highest(auto rungs, const char* slot, const Args& a) {
   for (auto rung = rungs.rbegin(); rung != rungs.rend(); ++rung) {
     if (!rung->fits(a)) continue;
-    const std::string_view name = rung->name;
-    if (a.problem.dropout > 0 && name != "mma" && name != "hopper") {
+    if (a.problem.dropout > 0 && !rung->records_dropout) {
       check_not_recording("dropout of attention without tensor cores");
     }
     return rung->run(a);
@@ -27,15 +24,15 @@ void run_highest(auto rungs, const char* slot, const Args& a) {
 constexpr AttentionFwdRung kForward[] = {
     {"plain", [](const AttentionFwd& a) { return plain_fits(a.problem); }, attention_fwd_plain},
     {"tiled", tiled_fwd_fits, attention_fwd_tiled},
-    {"mma", mma_fwd_fits, attention_fwd_mma},
-    {"hopper", hopper_fwd_fits, attention_fwd_hopper},
+    {"mma", mma_fwd_fits, attention_fwd_mma, true},
+    {"hopper", hopper_fwd_fits, attention_fwd_hopper, true},
 };
 
 constexpr AttentionBwdRung kBackward[] = {
     {"plain", [](const AttentionBwd& a) { return plain_fits(a.problem); }, attention_bwd_plain},
     {"tiled", tiled_bwd_fits, attention_bwd_tiled},
-    {"mma", mma_bwd_fits, attention_bwd_mma},
-    {"hopper", hopper_bwd_fits, attention_bwd_hopper},
+    {"mma", mma_bwd_fits, attention_bwd_mma, true},
+    {"hopper", hopper_bwd_fits, attention_bwd_hopper, true},
 };
 
 // A warp to a head; which lane adds what depends on the number of segments alone.

@@ -13,12 +13,14 @@ struct AttentionFwdRung {
   const char* name;
   bool (*fits)(const AttentionFwd&);  ///< dtype, width, alignment, this GPU
   void (*run)(const AttentionFwd&);
+  bool records_dropout = false;  ///< a replay draws anew
 };
 
 struct AttentionBwdRung {
   const char* name;
   bool (*fits)(const AttentionBwd&);
   void (*run)(const AttentionBwd&);
+  bool records_dropout = false;
 };
 
 std::span<const AttentionFwdRung> attention_fwd_rungs();

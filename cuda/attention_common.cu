@@ -5,16 +5,6 @@ namespace {
 
 constexpr int kScanThreads = 1024;
 
-/// The sum of x over the lanes up to this one.
-__device__ inline int sum_up_to_lane(int x) {
-#pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) {
-    const int before = __shfl_up_sync(kAllLanes, x, step);
-    if (lane_id() >= step) x += before;
-  }
-  return x;
-}
-
 // begin[n] = tiles of the segments before n: every thread sums a run of segments, then the threads'
 // sums are added up.
 __global__ void count_tiles(const AttentionSegment* segments, std::int64_t count, TileOf of,

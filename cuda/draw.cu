@@ -44,21 +44,10 @@ struct Shared {
 
 /// Sum of `value` over the threads before this one; `total` is over all.
 __device__ Sum sum_before(Shared& s, Sum value, Sum& total) {
-  Sum sum = value;
-  for (int step = 1; step < kWarp; step *= 2) {
-    const Sum other = __shfl_up_sync(kAllLanes, sum, step);
-    if (lane() >= step) sum += other;
-  }
+  const Sum sum = sum_up_to_lane(value);
   if (lane() == kWarp - 1) s.warps[warp_of_block()] = sum;
   __syncthreads();
-  if (warp_of_block() == 0) {
-    Sum each = s.warps[lane()];
-    for (int step = 1; step < kWarp; step *= 2) {
-      const Sum other = __shfl_up_sync(kAllLanes, each, step);
-      if (lane() >= step) each += other;
-    }
-    s.warps[lane()] = each;
-  }
+  if (warp_of_block() == 0) s.warps[lane()] = sum_up_to_lane(s.warps[lane()]);
   __syncthreads();
   total = s.warps[kWarps - 1];
   const Sum out = sum - value + (warp_of_block() > 0 ? s.warps[warp_of_block() - 1] : 0);

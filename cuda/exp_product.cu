@@ -21,7 +21,6 @@ constexpr int kProducerRegisters = 24;
 constexpr int kConsumerRegisters = 240;
 constexpr int kCluster = 2;
 constexpr int kHalf = kTile / kCluster;  // rows of w that a block brings
-constexpr float kLog2E = 1.4426950408889634f;
 
 struct Shared {
   alignas(1024) bf16 h[kStages][kTile * kDepth];
@@ -138,8 +137,7 @@ __device__ void exponentials(Sums& c, const Args& a, const Place& place,
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      sum[half] += __shfl_xor_sync(kAllLanes, sum[half], 1);
-      sum[half] += __shfl_xor_sync(kAllLanes, sum[half], 2);
+      sum[half] = row_sum(sum[half]);
       if (lane % 4 == 0 && row[half] < a.rows) {
         a.sums[static_cast<std::int64_t>(place.column / kTile) * a.rows + row[half]] = sum[half];
       }
@@ -186,6 +184,7 @@ __device__ void consume(const CUtensorMap& e, const Args& a, Shared& shared) {
       commit_stores();
     }
   }
+  if (writes && a.wants_e) wait_stores_read();  // the next block's shared memory may be this one
 }
 
 __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
@@ -224,6 +223,10 @@ CUtensorMap boxes_of(const void* matrix, std::int64_t rows, std::int64_t columns
     check(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000,
                                            cudaEnableDefault, &result),
           "cudaGetDriverEntryPointByVersion");
+    if (result != cudaDriverEntryPointSuccess || !found) {
+      throw DeviceError(
+          "cuda: the driver has no cuTensorMapEncodeTiled; it needs CUDA 12 or later");
+    }
     return reinterpret_cast<Encode>(found);
   }();
   const cuuint64_t sizes[] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};

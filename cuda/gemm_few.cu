@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) few_kernel(const __grid_constant__ G
   for (int r = 0; r < kRows; ++r) {
     const std::int64_t at = r * g.ldc + n;
     float value = sum[r] + bias;
-    if (g.add) value += float(static_cast<const T*>(g.add)[at]);
+    if (g.add) value += float(static_cast<const C*>(g.add)[at]);
     if (g.epilogue == GemmEpilogue::gelu) {
       if (g.pre) static_cast<T*>(g.pre)[at] = T(value);
       value = gelu_value(value);

@@ -349,7 +349,7 @@ Stretches cut_into_rounds(const GroupedScatter& a) {
 
 bool hopper_scatter_fits(const GroupedScatter& a) {
   constexpr std::int64_t kFewestRows = 8;  // of a group in a full stretch
-  return rows_of_words(a.dtype, a.K, a.N, a.y, a.w, a.base, a.out) && a.K > 0 &&
+  return rows_of_words(a.dtype, a.K, a.N, a.y, a.w, a.base, a.out) && a.K > 0 && a.rows > 0 &&
          a.rows * kStretch >= kFewestRows * a.groups * a.tokens && capability() == 90;
 }
 

@@ -39,10 +39,13 @@ void launch(const char* name, void (*kernel)(Params...), dim3 grid, dim3 block, 
   check(cudaGetLastError(), name);
 }
 
+/// The device that kernels are queued on.
+inline Device here() { return {DeviceType::cuda, current_device()}; }
+
 /// Memory for the length of a kernel call, counted like every tensor. It may go out of scope while
 /// the kernel runs: freeing happens on the stream, after it.
 inline Storage scratch(std::size_t bytes) {
-  return Storage(std::max<std::size_t>(bytes, 1), {DeviceType::cuda, current_device()});
+  return Storage(std::max<std::size_t>(bytes, 1), here());
 }
 
 /// First unit of this thread in a grid-stride loop, and the step to its next.
@@ -136,6 +139,17 @@ __device__ A warp_reduce(A value, Op op) {
 #pragma unroll
   for (int offset = kWarp / 2; offset > 0; offset /= 2) {
     value = op(value, __shfl_xor_sync(kAllLanes, value, offset));
+  }
+  return value;
+}
+
+/// The sum of `value` over the lanes up to this one. All lanes take part.
+template <class A>
+__device__ A sum_up_to_lane(A value) {
+#pragma unroll
+  for (int step = 1; step < kWarp; step *= 2) {
+    const A before = __shfl_up_sync(kAllLanes, value, step);
+    if (static_cast<int>(threadIdx.x) % kWarp >= step) value += before;
   }
   return value;
 }

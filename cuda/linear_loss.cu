@@ -24,8 +24,6 @@ using bf16 = bfloat16;
 // best word, by 60 nats, has its row made again.
 constexpr float kLargestSum = 1e26f;
 
-Device here() { return {DeviceType::cuda, current_device()}; }
-
 /// Σ_c h[c]·w[c] by a warp.
 __device__ float warp_dot(const bf16* h, const bf16* w, std::int64_t C) {
   constexpr int V = kPackOf<bf16>;
@@ -57,16 +55,6 @@ __global__ void target_logits_kernel(const Rows a, float* logits) {
     if (Groups::lane() == 0) logits[row] = z;
   }
 }
-
-struct PartialSums {
-  const float* sums;  // [tiles of columns, rows]
-  std::int64_t rows;
-
-  __device__ void operator()(std::int64_t, std::int64_t tile, std::int64_t row,
-                             float (&add)[1]) const {
-    add[0] = sums[tile * rows + row];
-  }
-};
 
 struct FinishRow {
   Rows a;
@@ -152,10 +140,7 @@ void by_exponentials(const LinearCrossEntropy& c, ExpProduct product) {
   launch(kName, target_logits_kernel, RowGroups<kWarp>::blocks(c.rows), kBlock, 0, rows,
          static_cast<float*>(logits.data()));
   exp_product(product);
-  const std::int64_t columns = ceil_div(c.rows, kColumnTile);
-  launch(kName, column_sums_kernel<float, 1, kChunkLanes, PartialSums, FinishRow>,
-         static_cast<unsigned>(columns), dim3(kColumnTile, kChunkLanes), 0, tiles, c.rows, columns,
-         tiles, PartialSums{product.sums, c.rows}, FinishRow{rows});
+  sum_chunks<float, 1>(kName, 1, tiles, c.rows, product.sums, FinishRow{rows});
   launch(kName, distant_rows_kernel, blocks_for(c.rows, 1), kBlock, 0, rows);
   if (c.dh) {
     gemm_fwd(here(), hidden_gradient(c, rows.e, rows.e_step));

@@ -356,11 +356,7 @@ void norm_bwd_held(const NormGradArgs<T>& a, const StoreGains<T>& store) {
     launch("norm_bwd", norm_bwd_held_kernel<T, V, decltype(packs)::value, kCentre>,
            static_cast<unsigned>(blocks), kBlock, 0, a, rows_each, partial);
   });
-  using Load = LoadPartial<A, 2>;
-  const std::int64_t tiles = ceil_div(a.C, kColumnTile);
-  launch("norm_bwd", column_sums_kernel<A, 2, kChunkLanes, Load, StoreGains<T>>,
-         static_cast<unsigned>(tiles), dim3(kColumnTile, kChunkLanes), 0, blocks, a.C, tiles,
-         blocks, Load{partial, blocks, a.C}, store);
+  sum_chunks<A, 2>("norm_bwd", 1, blocks, a.C, partial, store);
 }
 
 template <class T, bool kCentre>

@@ -92,15 +92,6 @@ __global__ void count_kernel(PackRows a, Chunks chunks, std::int32_t* starts) {
   }
 }
 
-__device__ std::int32_t sum_up_to_lane(std::int32_t value) {
-#pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) {
-    const std::int32_t before = __shfl_up_sync(kAllLanes, value, step);
-    if (lane() >= step) value += before;
-  }
-  return value;
-}
-
 constexpr int kSumThreads = 1024;
 
 // Counts → starts. A warp sums a run of cells, then knows where the run begins and does it again.

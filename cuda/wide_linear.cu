@@ -17,8 +17,6 @@ constexpr int kWeightParts = 3;
 constexpr int kSlopeParts = 2;
 constexpr int kTerms = 3;  // of dx
 
-Device here() { return {DeviceType::cuda, current_device()}; }
-
 /// Which part of a number is written at which of its places.
 template <int... kPart>
 struct Parts {};

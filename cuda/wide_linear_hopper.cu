@@ -137,7 +137,7 @@ __global__ void __launch_bounds__(kThreads, 2) forward(const WideLinearFwd a) {
 
 // Rows of x and W are read in chunks of 16 bytes, y is written two numbers at a time.
 bool hopper_wide_fits(const WideLinearFwd& a) {
-  return a.dtype == DType::bf16 && a.K % kDepth == 0 && a.N % 2 == 0 &&
+  return a.dtype == DType::bf16 && a.K > 0 && a.K % kDepth == 0 && a.N % 2 == 0 &&
          can_pack<bf16, kChunk>(static_cast<const bf16*>(a.x)) &&
          can_pack<float, 4>(static_cast<const float*>(a.weight), static_cast<const float*>(a.y)) &&
          capability() == 90;

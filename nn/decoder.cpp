@@ -50,6 +50,8 @@ bool Decoder::record() {
     recording_ = std::make_unique<Recording>(tokens_.device(), [this] { queue_step(); });
   } catch (const DeviceError&) {
     failed_ = true;
+  } catch (const OutOfMemory&) {
+    failed_ = true;
   }
   return !failed_;
 }

@@ -1,6 +1,7 @@
 // Decoding of sequences side by side where the model is. Positions, caches and the tokens are there
 // too, and nothing of a step waits for the host or depends on how long the sequences are: on a
-// device that can, a step is recorded once and replayed (tensor/queue.h).
+// device that can, a step is recorded once and replayed (tensor/queue.h). Sequences begin together
+// and have the same length.
 #pragma once
 
 #include <functional>

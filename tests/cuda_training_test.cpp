@@ -191,6 +191,25 @@ TEST(CudaTraining, TheEndOfAFrozenStartIsRecordedAnew) {
   expect_same(replayed, eager);
 }
 
+// An evaluation rounds the parameters as they are; the step that is recorded behind it has to round
+// those of every replay.
+TEST(CudaTraining, AnEvaluationBeforeTheRecordedStepChangesNothing) {
+  PROTEUS_NEED_GPU();
+  const auto look = [](Transformer& model, Trainer&, std::int64_t step) {
+    if (step == 1)
+      evaluate(
+          model, [](std::int64_t k) { return batch_of(50 + k); }, 1);
+  };
+  const Options o = options("bf16", "0.1");
+  for (const char* arm : {"dense", "aspa"}) {
+    SCOPED_TRACE(arm);
+    const Outcome eager(cuda::device(0), o, false, arm, look);
+    const Outcome replayed(cuda::device(0), o, true, arm, look);
+    EXPECT_EQ(replayed.replays, kSteps - 1);
+    expect_same(replayed, eager);
+  }
+}
+
 TEST(CudaTraining, DropoutDrawsAnewInEveryReplay) {
   PROTEUS_NEED_GPU();
   const auto model = model_on(cuda::device(0), options("bf16", "0.5"));

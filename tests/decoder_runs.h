@@ -16,6 +16,7 @@ struct DecodeCase {
   std::string arm;
   std::vector<std::string> options = {};
   int layers = 2;
+  std::string k = "2";  ///< heads that a token enters, of 8
 };
 
 inline void PrintTo(const DecodeCase& c, std::ostream* out) { *out << c.name; }
@@ -67,7 +68,7 @@ constexpr std::int64_t kDecodeLength = 96;
 inline std::unique_ptr<Transformer> decode_model(const DecodeCase& c, const std::string& dtype) {
   std::vector<std::string> words{
       "--width",         "128", "--context",      "96", "--head-width", "32",
-      "--dtype",         dtype, "--window",       "24", "--k",          "2",
+      "--dtype",         dtype, "--window",       "24", "--k",          c.k,
       "--shared-window", "16",  "--routed-heads", "8",  "--layers",     std::to_string(c.layers)};
   words.insert(words.end(), c.options.begin(), c.options.end());
   const Options options = parse_options("duel", words).options;

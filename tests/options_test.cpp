@@ -345,7 +345,8 @@ TEST(Options, RefusesValuesThatMakeNoSense) {
        "--file: expected it together with --checkpoint: a model reads a text"},
       {"stream",
        {"--file", "a", "--checkpoint", "b", "--device", "cuda"},
-       "--device: expected cpu, got 'cuda'; text is decoded on the CPU, wherever it was trained"},
+       "--device: expected cpu, got 'cuda'; a model reads a stream on the CPU, wherever it was "
+       "trained"},
       {"stream", {"--rounds", "0"}, "--rounds: expected at least 1, got 0"},
       {"recall", {"--stop-at", "1.1"}, "--stop-at: expected a number in [0, 1], got 1.1"},
       {"sample",
@@ -356,11 +357,13 @@ TEST(Options, RefusesValuesThatMakeNoSense) {
        {"--frozen-router", "--add-heads", "2"},
        "--add-heads: expected 0 with --frozen-router, got 2; a frozen router's gates stay as they "
        "are"},
-      {"sample",
-       {"--checkpoint", "x", "--device", "cuda"},
-       "--device: expected cpu, got 'cuda'; text is decoded on the CPU, wherever it was trained"},
   };
   for (const BadValue& bad : cases) EXPECT_EQ(refusal(bad.command, bad.args), bad.message);
+}
+
+TEST(Options, TextIsDecodedOnADevice) {
+  const auto parsed = parse_options("sample", {"--checkpoint", "x", "--device", "cuda"});
+  EXPECT_EQ(parsed.options.common.device, "cuda");
 }
 
 TEST(Options, RefusesBadConfigs) {

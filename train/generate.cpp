@@ -8,6 +8,7 @@
 #include <span>
 
 #include "nn/decoder.h"
+#include "nn/evaluation_mode.h"
 #include "tensor/error.h"
 #include "tensor/ops/draw.h"
 #include "tensor/queue.h"
@@ -127,15 +128,19 @@ std::vector<std::int32_t> prompt_ids(const Tokenizer& tokenizer, const std::stri
   }
 }
 
+CacheType cache_type(const SamplingOptions& options) {
+  return options.cache_dtype == "int8" ? CacheType::int8 : CacheType::full;
+}
+
 /// A continuation on the model's device. Tokens are drawn there and read one step late, so that the
 /// host never waits for the step that it has just queued.
 class DeviceText {
  public:
   DeviceText(Transformer& model, const SamplingOptions& options, std::uint64_t seed,
-             std::vector<std::int32_t>& ids)
-      : model_(model), ids_(ids), prompt_(static_cast<std::int64_t>(ids.size())) {
+             std::int64_t vocab, std::vector<std::int32_t>& ids)
+      : model_(model), vocab_(vocab), ids_(ids), prompt_(static_cast<std::int64_t>(ids.size())) {
     draw_ = {options.temperature, options.top_k, options.top_p, {seed, kSampleStream}, 0};
-    cache_ = options.cache_dtype == "int8" ? CacheType::int8 : CacheType::full;
+    cache_ = cache_type(options);
   }
 
   void append(std::int64_t count) {
@@ -149,7 +154,7 @@ class DeviceText {
   void draw(const Tensor& tokens, const Tensor& logits, const Tensor& at, std::int64_t offset) {
     ops::DrawOptions options = draw_;
     options.offset = offset;
-    ops::draw_tokens(tokens, logits, at, options);
+    ops::draw_tokens(tokens, logits.slice(1, 0, vocab_), at, options);
   }
 
   // Token by token; the first drawn one follows position prompt − 1.
@@ -197,6 +202,7 @@ class DeviceText {
   }
 
   Transformer& model_;
+  std::int64_t vocab_;  // ids that the tokenizer knows
   std::vector<std::int32_t>& ids_;
   std::int64_t prompt_;
   ops::DrawOptions draw_;
@@ -213,31 +219,18 @@ void check_device_options(const SamplingOptions& options, Device device) {
                                 option, to_string(device)));
 }
 
-/// Evaluation mode until the end of the scope.
-class Evaluating {
- public:
-  explicit Evaluating(Transformer& model) : model_(model), training_(model.training()) {
-    model.set_training(false);
-  }
-  ~Evaluating() { model_.set_training(training_); }
-  Evaluating(const Evaluating&) = delete;
-  Evaluating& operator=(const Evaluating&) = delete;
-
- private:
-  Transformer& model_;
-  bool training_;
-};
-
 }  // namespace
 
 Generated generate(Transformer& model, const Tokenizer& tokenizer, const SamplingOptions& options,
                    std::uint64_t seed) {
   std::vector<std::int32_t> ids = prompt_ids(tokenizer, options.prompt);
+  // A model may have more ids than its tokenizer: GPT-2's table is often padded.
+  const std::int64_t vocab = std::min(model.config().vocab, tokenizer.vocab());
   const std::size_t start = options.prompt.empty() ? ids.size() : 0;
-  const Evaluating evaluating(model);
+  const EvaluationMode evaluation(model);
   if (const Device device = model.head_weight().device(); device != kCpu) {
     check_device_options(options, device);
-    DeviceText(model, options, seed, ids).append(options.sample_tokens);
+    DeviceText(model, options, seed, vocab, ids).append(options.sample_tokens);
     return {tokenizer.decode(std::span(ids).subspan(start)), {}, {}};
   }
   const SamplerConfig config = sampler_config(options);
@@ -247,16 +240,14 @@ Generated generate(Transformer& model, const Tokenizer& tokenizer, const Samplin
         "--top-a: expected a model whose last layer has routed heads (an ASPA arm), got one "
         "without; use --top-a off");
   }
-  Continuation next(model, options.cache_dtype == "int8" ? CacheType::int8 : CacheType::full);
+  Continuation next(model, cache_type(options));
   Budget budget(model, options.latency_budget);
   AgreementSummary agreement;
   for (std::int64_t i = 0; i < options.sample_tokens; ++i) {
     const auto begin = std::chrono::steady_clock::now();
     const Tensor logits = next.logits(ids);
     budget.observe(std::chrono::steady_clock::now() - begin);
-    // A model may have more ids than its tokenizer: GPT-2's table is often padded.
-    const std::span<const float> row(logits.data<float>(), static_cast<std::size_t>(std::min(
-                                                               logits.numel(), tokenizer.vocab())));
+    const std::span<const float> row(logits.data<float>(), static_cast<std::size_t>(vocab));
     std::vector<Candidate> list = candidates(row, config);
     if (consensus.present()) agreement.add(consensus.heads());
     if (config.top_a != TopA::off) {

@@ -451,11 +451,11 @@ void validate(const Options& o) {
   if (o.command == "inspect" && o.output.path.empty()) {
     throw ConfigError("inspect: expected a path, as in: proteus inspect runs/aspa/checkpoint");
   }
-  const bool decodes = o.command == "sample" || (o.command == "stream" && !o.stream.file.empty());
-  if (decodes && o.common.device != "cpu") {
-    throw ConfigError(fmt::format(
-        "--device: expected cpu, got '{}'; text is decoded on the CPU, wherever it was trained",
-        o.common.device));
+  if (o.command == "stream" && !o.stream.file.empty() && o.common.device != "cpu") {
+    throw ConfigError(
+        fmt::format("--device: expected cpu, got '{}'; a model reads a stream on the CPU, wherever "
+                    "it was trained",
+                    o.common.device));
   }
   if (o.checkpoint.resume && o.common.out.empty() && o.checkpoint.checkpoint.empty()) {
     throw ConfigError(

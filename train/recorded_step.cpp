@@ -64,6 +64,10 @@ std::vector<Tensor> Trainer::tensors() const {
   return all;
 }
 
+void Trainer::bump_parameters() const {
+  for (const ParameterRef& p : optimizer_->parameters()) p.variable.value().bump_version();
+}
+
 // Ignored targets are left out of the product: their number would have to stay.
 bool Trainer::recordable(const std::vector<Input>& inputs) const {
   const Device device = optimizer_->numbers().device();
@@ -86,6 +90,9 @@ bool Trainer::fits_recorded(const std::vector<Input>& inputs) const {
 // has replaced; it is run instead, which may mend that.
 bool Trainer::record(const std::vector<Input>& inputs) {
   recorded_.reset();
+  // A pass between two steps may have rounded the values as they are: the step has to round its
+  // own.
+  bump_parameters();
   auto recorded = std::make_unique<Recorded>();
   recorded->inputs = inputs;
   recorded->tensors = tensors();
@@ -103,6 +110,7 @@ bool Trainer::record(const std::vector<Input>& inputs) {
   }
   recorded->collected = take_collected(model_);
   optimizer_->zero_grad();  // of what was recorded nothing has run
+  bump_parameters();        // nor has what was rounded been written
   recorded->streams = draws.stream() - recorded->stream;
   draws.set_stream(recorded->stream);
   if (!recorded->work) return false;
@@ -122,7 +130,7 @@ void Trainer::replay(const std::vector<Input>& inputs) {
   draws.set_stream(draws.stream() + recorded_->streams);
   auto collected = recorded_->collected.begin();
   each_gating(model_, [&](Gating& gating) { gating.put_collected(*collected++); });
-  for (const ParameterRef& p : optimizer_->parameters()) p.variable.value().bump_version();
+  bump_parameters();
   ++replays_;
 }
 

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 
 #include "autograd/tape.h"
+#include "nn/evaluation_mode.h"
 #include "optim/adamw.h"
 #include "optim/clip.h"
 #include "optim/schedule.h"
@@ -47,21 +48,6 @@ void check_finite(const char* what, double value, std::int64_t step) {
       "training: the {} became {} at step {}; try a smaller --lr, a longer --warmup or --clip 1",
       what, value, step));
 }
-
-/// Evaluation mode until the end of the scope.
-class EvaluationMode {
- public:
-  explicit EvaluationMode(Module& module) : module_(module), before_(module.training()) {
-    module_.set_training(false);
-  }
-  ~EvaluationMode() { module_.set_training(before_); }
-  EvaluationMode(const EvaluationMode&) = delete;
-  EvaluationMode& operator=(const EvaluationMode&) = delete;
-
- private:
-  Module& module_;
-  bool before_;
-};
 
 /// Gives everything that has an alpha the schedule's until the end of the scope.
 class ScheduledAlpha {

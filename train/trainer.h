@@ -121,6 +121,7 @@ class Trainer {
   std::vector<Tensor> tensors() const;
   std::optional<std::vector<double>> host_numbers(bool frozen) const;
   void replay(const std::vector<Input>& inputs);
+  void bump_parameters() const;  // what was made of their values is made again
 
   Transformer& model_;
   TrainerConfig config_;

@@ -301,6 +301,10 @@ Tensor cache_attend(const StreamCache& cache, const Tensor& q_any, const SightOp
     check_shape(call, "sink", options.sink, {cache.k.size(1)}, "(= H of the cache)");
   }
   if (options.windows.defined()) {
+    if (options.windows.rank() != 1) {
+      throw ShapeError(call + ": windows: expected [longest + 1], got " +
+                       to_string(options.windows.shape()));
+    }
     if (options.windows.dtype() != DType::i32) {
       throw_dtype(call + ": windows", options.windows.dtype(), "i32");
     }

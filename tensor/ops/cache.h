@@ -149,8 +149,9 @@ void cache_append(const StreamCache& cache, const Tensor& k, const Tensor& v,
 
 /// What a query sees, and what stands beside it in the denominator.
 struct SightOptions {
-  Tensor windows = {};  ///< i32 [longest + 1], undefined: all
-  Tensor sink = {};     ///< [H], undefined: none
+  Tensor windows =
+      {};            ///< i32 [longest + 1], undefined: all; no stream has more entries than longest
+  Tensor sink = {};  ///< [H], undefined: none
   double sink_weight = 0;
 };
 /// q [B, H, D] → [B, H, D], or [rows, D] with `of`.
