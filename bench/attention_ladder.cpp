@@ -6,6 +6,7 @@
 #include <cstdlib>
 
 #include "bench/cuda_attention.h"
+#include "bench/nmse.h"
 #include "cuda/attention.h"
 
 namespace proteus::bench {
@@ -17,18 +18,6 @@ constexpr std::int64_t kWidth = 64;
 // TFLOP/s: dense bf16 on tensor cores, and f32 multiply-adds.
 constexpr double kTensorPeak = 989;
 constexpr double kFloatPeak = 67;
-
-double nmse(const Tensor& got, const Tensor& expected) {
-  const auto x = got.to(kCpu).to_vector();
-  const auto y = expected.to(kCpu).to_vector();
-  double error = 0;
-  double norm = 0;
-  for (std::size_t i = 0; i < y.size(); ++i) {
-    error += (x[i] - y[i]) * (x[i] - y[i]);
-    norm += y[i] * y[i];
-  }
-  return error / norm;
-}
 
 struct Row {
   const char* pass;
@@ -76,7 +65,8 @@ void climb_forward(const AttentionBench& p, DType dtype) {
     const Tensor out = p.forward().out;
     if (!plain.defined()) plain = out;
     const double ms = milliseconds([&] { p.forward(); });
-    print(dtype, {"forward", rung.name, nmse(out, plain), ms, p.forward_flops()});
+    print(dtype, {"forward", rung.name, nmse(out.to(kCpu).to_vector(), plain.to(kCpu).to_vector()),
+                  ms, p.forward_flops()});
   }
 }
 
@@ -95,7 +85,7 @@ void climb_backward(const AttentionBench& p, DType dtype) {
     }
     for (std::size_t i = 0; !first && i < plain.size(); ++i) {
       const Tensor* const slopes[] = {&p.dq, &p.dk, &p.dv};
-      error = std::max(error, nmse(*slopes[i], plain[i]));
+      error = std::max(error, nmse(slopes[i]->to(kCpu).to_vector(), plain[i].to(kCpu).to_vector()));
     }
     const double ms = milliseconds([&] { p.backward(saved); });
     print(dtype, {"backward", rung.name, error, ms, p.backward_flops()});

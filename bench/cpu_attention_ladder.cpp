@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bench/fma_peak.h"
+#include "bench/nmse.h"
 #include "tensor/ops/attention.h"
 #include "tensor/parallel.h"
 #include "tensor/vmath.h"
@@ -161,16 +162,6 @@ void kernel(const Problem& p) {
       ops::attention(p.qkv.select(1, 0), p.qkv.select(1, 1), p.qkv.select(1, 2), {}, {}, plan, {})
           .out;
   p.out.copy_(out);
-}
-
-double nmse(const std::vector<double>& got, const std::vector<double>& expected) {
-  double error = 0;
-  double norm = 0;
-  for (std::size_t i = 0; i < expected.size(); ++i) {
-    error += (got[i] - expected[i]) * (got[i] - expected[i]);
-    norm += expected[i] * expected[i];
-  }
-  return error / norm;
 }
 
 struct Rung {

@@ -17,6 +17,7 @@
 #include <string_view>
 #include <vector>
 
+#include "bench/program_options.h"
 #include "bench/slot_times.h"
 #include "cuda/device.h"
 #include "nn/decoder.h"
@@ -50,13 +51,6 @@ struct Run {
   std::string arm, cache;
   std::int64_t batch = 1, context = 0;
 };
-
-std::string option(int argc, char** argv, std::string_view name, const char* standard) {
-  for (int i = 1; i + 1 < argc; ++i) {
-    if (argv[i] == name) return argv[i + 1];
-  }
-  return standard;
-}
 
 double seconds_of(const std::function<void()>& work, Device device) {
   using Clock = std::chrono::steady_clock;
@@ -179,7 +173,7 @@ std::vector<Run> runs(const std::function<std::string(const char*)>& asked) {
 
 int run(int argc, char** argv) {
   const Device device = cuda::device(0);
-  const auto asked = [&](const char* name) { return option(argc, argv, name, ""); };
+  const auto asked = [&](const char* name) { return option(argc, argv, name); };
   const bool slots = std::any_of(
       argv, argv + argc, [](const char* word) { return std::string_view(word) == "--by-slot"; });
   const double copy = slots ? 0 : copy_rate(device);

@@ -12,12 +12,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <string>
 #include <string_view>
 #include <vector>
 
 #include "aspa/attention.h"
 #include "autograd/tape.h"
 #include "bench/cuda_attention.h"
+#include "bench/program_options.h"
 #include "bench/slot_times.h"
 #include "cuda/graph.h"
 #include "nn/attention.h"
@@ -212,11 +214,8 @@ void by_slot(Attention& layer, std::int64_t T, Device device) {
   times("forward and backward", true, both_works(tokens), [&] { forward_backward(layer, p); });
 }
 
-std::int64_t option(int argc, char** argv, std::string_view name, std::int64_t standard) {
-  for (int i = 1; i + 1 < argc; ++i) {
-    if (argv[i] == name) return std::atoll(argv[i + 1]);
-  }
-  return standard;
+std::int64_t number(int argc, char** argv, std::string_view name, std::int64_t standard) {
+  return std::atoll(option(argc, argv, name, std::to_string(standard).c_str()).c_str());
 }
 
 void run(int argc, char** argv) {
@@ -225,13 +224,13 @@ void run(int argc, char** argv) {
   Generator generator(2);
   AspaAttention aspa(aspa_config(), kOutputStd, init, generator);
   aspa.to(device);
-  if (const std::int64_t T = option(argc, argv, "--by-slot", 0)) return by_slot(aspa, T, device);
+  if (const std::int64_t T = number(argc, argv, "--by-slot", 0)) return by_slot(aspa, T, device);
   DenseAttention dense(dense_config(), kOutputStd, init, generator);
   dense.to(device);
   std::printf("%-6s %9s %11s %12s %11s %12s %12s %14s\n", "", "T", "fwd ms", "fwd+bwd ms",
               "replayed", "replayed", "fwd bytes/T", "f+b bytes/T");
-  table("aspa", aspa, option(argc, argv, "--most", 1 << 20), device);
-  table("dense", dense, option(argc, argv, "--dense-most", 1 << 17), device);
+  table("aspa", aspa, number(argc, argv, "--most", 1 << 20), device);
+  table("dense", dense, number(argc, argv, "--dense-most", 1 << 17), device);
 }
 
 }  // namespace

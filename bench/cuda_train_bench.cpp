@@ -15,6 +15,7 @@
 #include <string_view>
 #include <vector>
 
+#include "bench/program_options.h"
 #include "bench/random_batch.h"
 #include "bench/slot_times.h"
 #include "cuda/device.h"
@@ -41,20 +42,6 @@ std::vector<Model> models() {
        {"--layers", "12", "--width", "768", "--head-width", "64", "--context", "1024", "--batch",
         "32", "--shared-window", "256", "--routed-heads", "32", "--k", "4", "--window", "256"}},
       {"baby", 65, {"--preset", "baby"}}};
-}
-
-std::string option(int argc, char** argv, std::string_view name, const char* standard) {
-  for (int i = 1; i + 1 < argc; ++i) {
-    if (argv[i] == name) return argv[i + 1];
-  }
-  return standard;
-}
-
-bool flag(int argc, char** argv, std::string_view name) {
-  for (int i = 1; i < argc; ++i) {
-    if (argv[i] == name) return true;
-  }
-  return false;
 }
 
 struct Run {
